@@ -1,0 +1,1 @@
+"""Networks: links, leases, firewall rules and names."""

@@ -1,0 +1,1 @@
+"""The engine joins runtime, images and network into containers with names."""

@@ -1,0 +1,1 @@
+"""Thin access to the kernel: system calls, host facts, cgroups."""

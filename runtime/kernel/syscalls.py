@@ -1,0 +1,47 @@
+"""The few system calls that Python's ``os`` lacks, by ctypes; thin, nothing clever.
+
+Off the start path of the OCI command: importing ctypes costs some 5 ms, and there the static
+init makes these calls itself. Every function raises OSError with the kernel's errno.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+
+RESOLVE_NO_XDEV = 0x01
+RESOLVE_NO_MAGICLINKS = 0x02
+RESOLVE_NO_SYMLINKS = 0x04
+RESOLVE_BENEATH = 0x08
+RESOLVE_IN_ROOT = 0x10
+
+_NR_OPENAT2 = 437  # the same number on every architecture (asm-generic unified table)
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.syscall.restype = ctypes.c_long
+
+
+class _OpenHow(ctypes.Structure):
+    _fields_ = [("flags", ctypes.c_uint64), ("mode", ctypes.c_uint64), ("resolve", ctypes.c_uint64)]
+
+
+def _check(result: int, path: str | bytes | None = None) -> int:
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), path)
+    return result
+
+
+def openat2(dirfd: int, path: str | bytes, flags: int, mode: int = 0, resolve: int = RESOLVE_IN_ROOT) -> int:
+    """openat2(2): open ``path`` below ``dirfd``; O_CLOEXEC is always added. Linux 5.6.
+
+    With RESOLVE_IN_ROOT (the default) absolute paths and symbolic links are resolved as if ``dirfd``
+    were the root directory. The kernel may answer EAGAIN when a rename races: it is retried here.
+    """
+    how = _OpenHow(flags | os.O_CLOEXEC, mode if flags & (os.O_CREAT | os.O_TMPFILE) else 0, resolve)
+    name = os.fsencode(path)
+    for _ in range(128):
+        fd: int = _libc.syscall(_NR_OPENAT2, dirfd, name, ctypes.byref(how), ctypes.sizeof(how))
+        if fd >= 0 or ctypes.get_errno() != 11:
+            break
+    return _check(fd, path)

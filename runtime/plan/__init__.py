@@ -1,0 +1,1 @@
+"""The pure plan: what a specification leads to, as a flat list of kernel operations."""

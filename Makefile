@@ -1,0 +1,40 @@
+# Two commands are all there is to know: `make run` and `make test`. Each does its own set-up (as root, on Debian or
+# Ubuntu: missing packages, .venv, the C programs, the install) and is quick the second time.
+
+PYTHON := .venv/bin/python
+# Anything else for pytest: make test PYTEST="-k network --must-have cgroup2"
+PYTEST :=
+
+run:
+	@tools/setup run
+	@$(PYTHON) tools/main_job.py
+
+test:
+	@tools/setup test
+	$(PYTHON) -m pytest $(PYTEST)
+
+lint:
+	@tools/setup lint
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+
+types:
+	@tools/setup lint
+	$(PYTHON) -m mypy
+	$(PYTHON) -m mypy bench tools
+
+# Both write docs/performance.json's successor to build/; `make bench` needs the peers, `make fuzz` clang.
+bench:
+	@tools/setup test
+	$(PYTHON) -m bench --json build/bench.json
+
+FUZZ_SECONDS := 600
+fuzz:
+	@tools/setup test
+	$(MAKE) -C tests/fuzz SECONDS=$(FUZZ_SECONDS)
+
+clean:
+	$(MAKE) -C runtime/init clean
+	rm -rf build dist pycontain.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+.PHONY: run test lint types bench fuzz clean

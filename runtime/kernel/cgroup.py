@@ -1,0 +1,499 @@
+"""Cgroups: which hierarchies this host has, and what both backends share.
+
+A cgroup is named by one absolute path, such as ``/pycontain/web``, which is the same in every hierarchy and
+starts at the hierarchy's mount, never at the cgroup of the calling process. ``open_cgroup`` gives the backend
+that fits: :mod:`cgroup_v1` (also for hybrid hosts, where the controllers are on v1 and a cgroup2 mount stands
+beside them) or :mod:`cgroup_v2`. What differs between the two is in their files, and only there.
+
+Start path: this module imports ``os`` alone. See ``docs/design/cgroups.md``, cgroups(7).
+"""
+
+from __future__ import annotations
+
+import os
+from errno import EACCES, EBUSY, EINVAL, ENODEV, ENOENT, ENOTEMPTY, EOPNOTSUPP, EPERM, EROFS
+from time import monotonic, sleep
+
+from pycontain.runtime.errors import Conflict, KernelError, SpecError, Unsupported
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import Any
+
+    Setting = tuple[str, str, str]  # (JSON path below $.linux.resources, file, value)
+
+DEFAULT_PARENT = "/pycontain"
+RESOURCES = "$.linux.resources."
+
+_V1_CONTROLLERS = frozenset(
+    ("cpu", "cpuacct", "cpuset", "memory", "devices", "freezer", "blkio", "pids",
+     "net_cls", "net_prio", "perf_event", "hugetlb", "rdma", "misc")
+)  # fmt: skip
+_REMOVE_SECONDS = 2.0
+_KILL_SECONDS = 10.0
+FREEZE_SECONDS = 5.0
+
+
+class Hierarchy:
+    """One mounted cgroup hierarchy.
+
+    ``mount`` is its directory; ``controllers`` the v1 controllers on it (none on cgroup2 and on named
+    hierarchies); ``name`` a named hierarchy's name (``systemd``) or ``""``; ``unified`` says cgroup2.
+    """
+
+    __slots__ = ("controllers", "device", "mount", "name", "unified")
+
+    def __init__(self, mount: str, controllers: tuple[str, ...], name: str, unified: bool, device: str) -> None:
+        self.mount = mount
+        self.controllers = controllers
+        self.name = name
+        self.unified = unified
+        self.device = device
+
+    def visible(self) -> bool:
+        """Whether the mount can be reached: another file system may be mounted over it (or over a parent)."""
+        try:
+            device = os.stat(self.mount).st_dev
+        except OSError:
+            return False
+        return f"{os.major(device)}:{os.minor(device)}" == self.device
+
+
+def parse_mountinfo(text: str) -> list[Hierarchy]:
+    """The cgroup hierarchies in the text of /proc/self/mountinfo (proc_pid_mountinfo(5)), each once.
+
+    Where one hierarchy is mounted several times, a mount of its root wins over one of a subdirectory.
+    """
+    found: dict[str, tuple[bool, Hierarchy]] = {}
+    for line in text.splitlines():
+        if " - cgroup" not in line:
+            continue
+        left, _, right = line.partition(" - ")
+        fields = left.split(" ")
+        kind, _, options = right.split(" ", 2)
+        if kind not in ("cgroup", "cgroup2"):
+            continue
+        names = options.split(",")
+        name = next((option[5:] for option in names if option.startswith("name=")), "")
+        controllers = tuple(option for option in names if option in _V1_CONTROLLERS)
+        hierarchy = Hierarchy(_unescape(fields[4]), controllers, name, kind == "cgroup2", fields[2])
+        whole = fields[3] == "/"
+        if fields[2] not in found or (whole and not found[fields[2]][0]):
+            found[fields[2]] = (whole, hierarchy)
+    return [hierarchy for _, hierarchy in found.values()]
+
+
+def _unescape(field: str) -> str:
+    r"""mountinfo writes blank, tab, newline and backslash as ``\040`` and so on."""
+    if "\\" not in field:
+        return field
+    first, *rest = field.split("\\")
+    return first + "".join(chr(int(part[:3], 8)) + part[3:] for part in rest)
+
+
+def hierarchies() -> list[Hierarchy]:
+    """The hierarchies that are mounted and reachable here, in the order of their mounts. ~0.1 ms."""
+    text = read("/proc/self/mountinfo")
+    return [hierarchy for hierarchy in parse_mountinfo(text) if hierarchy.visible()]
+
+
+def mode_of(found: list[Hierarchy]) -> str:
+    """``v1``, ``v2`` or ``hybrid``; Unsupported where no cgroup file system is mounted."""
+    unified = any(hierarchy.unified for hierarchy in found)
+    controllers = any(hierarchy.controllers for hierarchy in found)
+    if unified:
+        return "hybrid" if controllers else "v2"
+    if controllers:
+        return "v1"
+    raise Unsupported("no cgroup hierarchy is mounted on this host", hint="mount -t cgroup2 cgroup2 /sys/fs/cgroup")
+
+
+def detect() -> str:
+    """``v1``, ``v2`` or ``hybrid``, from /proc/self/mountinfo."""
+    return mode_of(hierarchies())
+
+
+def open_cgroup(path: str) -> Cgroup:
+    """The cgroup ``path`` (absolute, or relative to ``/pycontain``) in this host's hierarchies; creates nothing.
+
+    Raises SpecError for a name that leaves its place, Unsupported where the host has no cgroups.
+    """
+    found = hierarchies()
+    name = absolute(path)
+    if mode_of(found) == "v2":
+        from pycontain.runtime.kernel.cgroup_v2 import CgroupV2
+
+        return CgroupV2(name, found)
+    from pycontain.runtime.kernel.cgroup_v1 import CgroupV1
+
+    return CgroupV1(name, found)
+
+
+def absolute(path: str) -> str:
+    """The normal form of a ``cgroupsPath``; a relative one is below ``/pycontain``. Raises SpecError."""
+    parts = [part for part in path.split("/") if part not in ("", ".")]
+    if not parts:
+        raise SpecError("$.linux.cgroupsPath", f"{path!r} names no cgroup below the root of the hierarchy")
+    if ".." in parts or "\0" in path or "\n" in path:
+        raise SpecError("$.linux.cgroupsPath", f"{path!r} must not hold '..', a newline or NUL")
+    name = "/" + "/".join(parts)
+    return name if path.startswith("/") else DEFAULT_PARENT + name
+
+
+class Cgroup:
+    """One container's cgroup in every hierarchy of the host. Subclassed by the two backends.
+
+    ``path`` is its name; ``directories`` are its directories, one per hierarchy; ``unified`` is the one on
+    cgroup2, or None. Resources are OCI ``linux.resources`` (config-linux.md), validated before.
+    """
+
+    __slots__ = ("directories", "path", "unified")
+
+    def __init__(self, path: str, found: list[Hierarchy]) -> None:
+        self.path = path
+        self.directories = [hierarchy.mount + path for hierarchy in found]
+        self.unified = next((hierarchy.mount + path for hierarchy in found if hierarchy.unified), None)
+
+    # What the backends implement.
+
+    def apply(self, resources: dict[str, Any]) -> None:
+        """Write ``resources``; also for a change later. What is left out stays as it is.
+
+        Raises Unsupported (JSON path) for what this host or backend cannot do, SpecError for values that
+        contradict each other, KernelError (JSON path, value, file, errno) for what the kernel refuses.
+        Nothing is undone on failure: the caller removes the cgroup.
+        """
+        raise NotImplementedError
+
+    def join_fds(self) -> tuple[str, Any]:
+        """``("v1", [fd, ...])``: O_WRONLY on ``tasks`` of each hierarchy, to which a single-threaded child writes
+        ``0``; or ``("v2", fd)``: the directory for clone3(CLONE_INTO_CGROUP). The caller closes them.
+
+        The cgroup2 of a hybrid host is not in the list: a write to its cgroup.procs waits for an RCU grace
+        period (7 ms on an idle machine; ``tasks`` of v1: 0.04 ms). ``clone_fd`` joins it for nothing.
+        """
+        raise NotImplementedError
+
+    def freeze(self, frozen: bool) -> None:
+        """Stop (or let go on) every process, and wait until that is so. KernelError after 5 s, thawed again."""
+        raise NotImplementedError
+
+    def stats(self) -> dict[str, Any]:
+        """What the kernel counts; a section is left out where its controller is.
+
+        ``memory`` (bytes): ``usage``, ``limit`` (None: none), ``peak``, ``swap``, ``file``, ``inactive_file``,
+        ``anon``;
+        ``cpu`` (nanoseconds): ``usage``, ``user``, ``system``, ``throttled``, and ``periods``, ``throttled_periods``;
+        ``pids``: ``current``, ``limit``; ``io`` (bytes): ``read``, ``written``; ``oom_kills``: a count.
+        """
+        raise NotImplementedError
+
+    def oom_kills(self) -> int:
+        """How many processes of this cgroup and those below it the kernel killed for want of memory."""
+        raise NotImplementedError
+
+    def device_program(self, resources: dict[str, Any]) -> bytes | None:
+        """The eBPF program for ``resources.devices``, to be attached to the cgroup; None where files do it."""
+        raise NotImplementedError
+
+    def _prepare(self) -> None:
+        """After the directories are made: give the cgroup what it needs before a process can enter."""
+        raise NotImplementedError
+
+    def _freeze_soon(self, frozen: bool) -> None:
+        """Ask for the freeze (or thaw) without waiting; nothing where the host has no freezer."""
+        raise NotImplementedError
+
+    def _process_directory(self) -> str:
+        """The directory whose cgroup.procs counts as the list of the container's processes."""
+        raise NotImplementedError
+
+    # What they share.
+
+    def exists(self) -> bool:
+        """Whether a directory of this cgroup is there in any hierarchy."""
+        return any(os.path.isdir(directory) for directory in self.directories)
+
+    def create(self) -> None:
+        """Make the cgroup, fresh, in every hierarchy; missing parents too.
+
+        An empty cgroup of that name is a leftover, whose limits nobody asked for now: it is made anew. One
+        that holds processes is a Conflict. On any failure what was made is removed again.
+        """
+        made: list[str] = []
+        try:
+            for directory in self.directories:
+                self._make(directory)
+                made.append(directory)
+            self._prepare()
+        except OSError as error:
+            self._remove_directories(made)
+            tried = f"create cgroup {error.filename or self.path}"
+            raise KernelError(tried, error.errno or EINVAL, hint=_create_hint(error.errno)) from error
+        except Conflict:
+            self._remove_directories(made)
+            raise
+
+    def _make(self, directory: str) -> None:
+        try:
+            os.mkdir(directory, 0o755)
+        except FileNotFoundError:
+            os.makedirs(os.path.dirname(directory), 0o755, exist_ok=True)
+            os.mkdir(directory, 0o755)
+        except FileExistsError:
+            pids = [pid for level in tree(directory) for pid in procs(level)]
+            if pids:
+                shown = ", ".join(map(str, pids[:5])) + (", ..." if len(pids) > 5 else "")
+                raise Conflict(
+                    f"create cgroup {directory}: it is there already and holds processes ({shown})",
+                    hint="choose another $.linux.cgroupsPath, or end these processes",
+                ) from None
+            self._remove_directories([directory])
+            os.mkdir(directory, 0o755)
+
+    def clone_fd(self) -> int | None:
+        """The cgroup2 directory for clone3(CLONE_INTO_CGROUP), on v2 and hybrid hosts; None on v1."""
+        if self.unified is None:
+            return None
+        return self._open(self.unified, os.O_RDONLY | os.O_DIRECTORY)
+
+    def pids(self) -> list[int]:
+        """The processes in this cgroup and in those that the container made below it; [] if it is gone."""
+        return [pid for level in tree(self._process_directory()) for pid in procs(level)]
+
+    def kill_all(self, timeout: float = _KILL_SECONDS) -> None:
+        """SIGKILL everything in the cgroup and wait until it is empty.
+
+        By cgroup.kill (Linux 5.14) where there is a cgroup2; by freezing, killing and thawing else, which a
+        fork bomb cannot outrun either. The v1 freezer holds a process even against SIGKILL until it is thawed,
+        so every round ends with a thaw. KernelError (EBUSY) if something is left after ``timeout`` seconds.
+        """
+        deadline = monotonic() + timeout
+        pause = 0.0005
+        kill_file = self.unified is not None
+        while self.pids():
+            if kill_file:
+                kill_file = self._kill_by_file()
+            if not kill_file:
+                self._freeze_soon(True)
+                for pid in self.pids():
+                    try:
+                        os.kill(pid, 9)
+                    except ProcessLookupError:
+                        pass
+            self._freeze_soon(False)
+            if not self.pids():
+                return
+            if monotonic() > deadline:
+                left = ", ".join(map(str, self.pids()[:5]))
+                raise KernelError(f"kill the processes of cgroup {self.path}: {left} still there", EBUSY)
+            sleep(pause)
+            pause = min(pause * 2, 0.05)
+            # On a hybrid host a process may sit in the v1 hierarchies alone: then the file does not reach it.
+            kill_file = kill_file and self._process_directory() == self.unified
+
+    def _kill_by_file(self) -> bool:
+        try:
+            write(f"{self.unified}/cgroup.kill", "1")
+        except OSError:
+            return False
+        return True
+
+    def remove(self) -> None:
+        """Remove the cgroup and what the container made below it; what is not there is no error.
+
+        EBUSY right after the last process's death passes by itself (the kernel lets go of the dying task a
+        moment later), so it is retried for up to 2 s; then KernelError, naming the processes left.
+        """
+        left = self._remove_directories(self.directories)
+        if left:
+            number, directory = left
+            pids = ", ".join(map(str, self.pids()[:5]))
+            hint = f"end the processes that are left in it: {pids}" if pids else None
+            raise KernelError(f"remove cgroup {directory}", number, hint=hint)
+
+    def _remove_directories(self, directories: list[str]) -> tuple[int, str] | None:
+        deadline = monotonic() + _REMOVE_SECONDS
+        pause = 0.0005
+        while True:
+            left: list[str] = []
+            failed: tuple[int, str] | None = None
+            for directory in directories:
+                number = _rmdir_tree(directory)
+                if number:
+                    left.append(directory)
+                    failed = failed or (number, directory)
+            if not failed or failed[0] != EBUSY or monotonic() > deadline:
+                return failed
+            directories = left
+            sleep(pause)
+            pause = min(pause * 2, 0.1)
+
+    def _open(self, path: str, flags: int) -> int:
+        try:
+            return os.open(path, flags | os.O_CLOEXEC)
+        except OSError as error:
+            raise KernelError(f"open {path} of cgroup {self.path}", error.errno or EINVAL) from error
+
+
+def write_settings(settings: list[Setting]) -> None:
+    """Write each value to its file.
+
+    Some files bound each other (v1 limit and memory+swap, quota and burst, shares and idle), so the order that
+    works depends on the values before: what the kernel refuses with EINVAL or EBUSY is tried again after the
+    others, as long as that gets further.
+    """
+    while settings:
+        refused: list[Setting] = []
+        first: OSError | None = None
+        for setting in settings:
+            try:
+                write(setting[1], setting[2])
+            except OSError as error:
+                if error.errno not in (EINVAL, EBUSY):
+                    raise _refusal(setting, error) from error
+                refused.append(setting)
+                first = first or error
+        if first is not None and len(refused) == len(settings):
+            raise _refusal(refused[0], first) from first
+        settings = refused
+
+
+def _refusal(setting: Setting, error: OSError) -> KernelError | Unsupported:
+    where, file, value = setting
+    if error.errno == ENOENT:
+        return Unsupported(f"{RESOURCES}{where}: this kernel has no {os.path.basename(file)} ({file})")
+    return KernelError(f"{RESOURCES}{where}: write {value!r} to {file}", error.errno or EINVAL)
+
+
+def check(resources: dict[str, Any]) -> None:
+    """What is the same on both backends: sections that are not built yet, and values that the kernel would bend.
+
+    cpu.shares out of range are clamped by the kernel without a word; memory+swap below memory is EINVAL with
+    no word about which. Raises Unsupported or SpecError.
+    """
+    for section in ("blockIO", "hugepageLimits", "network", "rdma"):
+        if _asked(resources.get(section)):
+            raise Unsupported(f"{RESOURCES}{section}: not built yet")
+    memory = resources.get("memory") or {}
+    for field in ("kernel", "kernelTCP"):
+        if (memory.get(field) or 0) > 0:
+            raise Unsupported(f"{RESOURCES}memory.{field}: not built, Linux 5.16 dropped limits of kernel memory")
+    if memory.get("useHierarchy") is False:
+        raise Unsupported(f"{RESOURCES}memory.useHierarchy: false is not possible, Linux 5.11 made it always true")
+    limit, swap = memory.get("limit") or 0, memory.get("swap") or 0
+    if 0 < swap < limit:
+        raise SpecError(
+            f"{RESOURCES}memory.swap", f"{swap} is less than memory.limit {limit}, but it is the sum of memory and swap"
+        )
+    shares = (resources.get("cpu") or {}).get("shares")
+    if shares and not 2 <= shares <= 262144:
+        raise SpecError(f"{RESOURCES}cpu.shares", f"{shares} is not between 2 and 262144")
+
+
+def _asked(value: Any) -> bool:
+    """Whether a section says anything: engines write empty objects and noughts for what nobody set."""
+    if isinstance(value, dict):
+        return any(_asked(item) for item in value.values())
+    return bool(value)
+
+
+def host_has_swap() -> bool:
+    """Whether any swap area is in use (/proc/swaps holds more than its heading)."""
+    return len(read("/proc/swaps").splitlines()) > 1
+
+
+def write(path: str, value: str) -> None:
+    """One write(2) of ``value`` to an existing file; OSError."""
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(fd, value.encode())
+    finally:
+        os.close(fd)
+
+
+def read(path: str) -> str:
+    """The whole of a small kernel file; OSError."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        chunks = []
+        while chunk := os.read(fd, 65536):
+            chunks.append(chunk)
+    finally:
+        os.close(fd)
+    return b"".join(chunks).decode(errors="replace")
+
+
+def read_int(path: str) -> int | None:
+    """The number in a file; None for ``max``, for a file that is not there and for anything else."""
+    try:
+        return int(read(path))
+    except (OSError, ValueError):
+        return None
+
+
+def read_table(path: str) -> dict[str, int]:
+    """A flat-keyed file (``key value`` lines) as a dict; {} if it is not there."""
+    table = {}
+    try:
+        for line in read(path).splitlines():
+            key, _, value = line.rpartition(" ")
+            table[key] = int(value)
+    except (OSError, ValueError):
+        return {}
+    return table
+
+
+def tree(directory: str) -> Iterator[str]:
+    """``directory`` and every cgroup below it, parents first; nothing if it is gone."""
+    if not os.path.isdir(directory):
+        return
+    yield directory
+    try:
+        with os.scandir(directory) as entries:
+            children = [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
+    except FileNotFoundError:
+        return
+    for child in children:
+        yield from tree(child)
+
+
+def procs(directory: str) -> list[int]:
+    """The processes of one cgroup as this pid namespace sees them; [] if it is gone or threaded."""
+    try:
+        text = read(f"{directory}/cgroup.procs")
+    except OSError as error:
+        # A cgroup removed meanwhile: ENOENT or ENODEV. A threaded one: EOPNOTSUPP, its domain lists its processes.
+        if error.errno not in (ENOENT, ENODEV, EOPNOTSUPP):
+            raise KernelError(f"read {directory}/cgroup.procs", error.errno or EINVAL) from error
+        return []
+    return [pid for pid in map(int, text.split()) if pid]
+
+
+def _rmdir_tree(directory: str) -> int:
+    """Remove ``directory``, and the cgroups below it if it has any; 0, or the errno that stopped it."""
+    try:
+        os.rmdir(directory)
+    except FileNotFoundError:
+        return 0
+    except OSError as error:
+        if error.errno not in (EBUSY, ENOTEMPTY):
+            return error.errno or EINVAL
+    else:
+        return 0
+    number = 0
+    for level in reversed(list(tree(directory))):
+        try:
+            os.rmdir(level)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            number = error.errno or EINVAL
+    return EBUSY if number == ENOTEMPTY else number
+
+
+def _create_hint(number: int | None) -> str | None:
+    if number in (EPERM, EACCES, EROFS):
+        return "run as root, on a host whose cgroup file system is mounted read-write"
+    return None

@@ -1,0 +1,261 @@
+"""Cgroup version 2, alone on its host (kernel: admin-guide/cgroup-v2)."""
+
+from __future__ import annotations
+
+import os
+from errno import EBUSY, EINVAL
+from time import monotonic, sleep
+
+from pycontain.runtime.errors import KernelError, SpecError, Unsupported
+from pycontain.runtime.kernel.cgroup import (
+    FREEZE_SECONDS,
+    RESOURCES,
+    Cgroup,
+    Hierarchy,
+    check,
+    host_has_swap,
+    read,
+    read_int,
+    read_table,
+    write,
+    write_settings,
+)
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from pycontain.runtime.kernel.cgroup import Setting
+
+
+class CgroupV2(Cgroup):
+    """See :class:`Cgroup`. ``_mount`` is where cgroup2 is mounted, ``_at`` the cgroup's one directory."""
+
+    __slots__ = ("_at", "_mount")
+
+    def __init__(self, path: str, found: list[Hierarchy]) -> None:
+        hierarchy = next(item for item in found if item.unified)
+        super().__init__(path, [hierarchy])
+        self._mount = hierarchy.mount
+        self._at = hierarchy.mount + path
+
+    def _prepare(self) -> None:
+        """A controller reaches a cgroup when every level above has it in cgroup.subtree_control."""
+        wanted = read(f"{self._mount}/cgroup.controllers").split()
+        if set(wanted) <= set(read(f"{self._at}/cgroup.controllers").split()):
+            return
+        level = self._mount
+        for part in self.path.split("/")[1:]:
+            self._enable(level, wanted)
+            level += "/" + part
+
+    def _enable(self, level: str, controllers: list[str]) -> None:
+        file = f"{level}/cgroup.subtree_control"
+        try:
+            write(file, " ".join("+" + name for name in controllers))
+        except OSError:
+            # All or nothing, so one by one: EBUSY where the level holds processes itself, EINVAL for cpu where
+            # realtime processes run. What is missing in the end is named when a value is written for it.
+            for name in controllers:
+                try:
+                    write(file, "+" + name)
+                except OSError:
+                    continue
+
+    def apply(self, resources: dict[str, Any]) -> None:
+        check(resources)
+        settings: list[Setting] = []
+        memory = resources.get("memory")
+        if memory:
+            self._memory(memory, settings)
+        cpu = resources.get("cpu")
+        if cpu:
+            self._cpu(cpu, settings)
+        limit = (resources.get("pids") or {}).get("limit")
+        if limit is not None:
+            settings.append(("pids.limit", self._file("pids.max", "pids.limit"), _limit(limit)))
+        for key, value in (resources.get("unified") or {}).items():
+            where = f'unified["{key}"]'
+            if "/" in key or "." not in key:
+                raise SpecError(f"{RESOURCES}{where}", "not the name of a cgroup file")
+            file = self._file(key, where)
+            # Files such as io.max take one device per write.
+            settings.extend((where, file, line) for line in str(value).splitlines() or [""])
+        write_settings(settings)
+
+    def _memory(self, memory: dict[str, Any], settings: list[Setting]) -> None:
+        for field in ("swappiness", "disableOOMKiller"):
+            if memory.get(field) not in (None, False):
+                raise Unsupported(f"{RESOURCES}memory.{field}: cgroup v2 has no such setting")
+        limit, swap = memory.get("limit"), memory.get("swap")
+        if limit:
+            file = self._file("memory.max", "memory.limit")
+            if memory.get("checkBeforeUpdate") and limit != -1:
+                self._check_usage(limit)
+            settings.append(("memory.limit", file, _limit(limit)))
+        value = swap_value(limit, swap)
+        if value is not None:
+            file = self._file("memory.swap.max", "memory.swap")
+            if os.path.exists(file):
+                settings.append(("memory.swap", file, value))
+            elif value != "max" and (value != "0" or host_has_swap()):
+                raise Unsupported(
+                    f"{RESOURCES}memory.swap: this kernel does not account for swap (no {file})",
+                    hint="boot with swapaccount=1 on the kernel's command line",
+                )
+        reservation = memory.get("reservation")
+        if reservation:
+            file = self._file("memory.low", "memory.reservation")
+            settings.append(("memory.reservation", file, _limit(reservation)))
+
+    def _check_usage(self, limit: int) -> None:
+        # v1 refuses a limit below the usage; v2 takes it and kills, unless somebody looks first.
+        usage = read_int(f"{self._at}/memory.current") or 0
+        if usage > limit:
+            raise KernelError(f"{RESOURCES}memory.limit: {limit} is less than the {usage} bytes in use", EBUSY)
+
+    def _cpu(self, cpu: dict[str, Any], settings: list[Setting]) -> None:
+        for field in ("realtimePeriod", "realtimeRuntime"):
+            if cpu.get(field):
+                raise Unsupported(f"{RESOURCES}cpu.{field}: cgroup v2 has no such setting")
+        if cpu.get("shares"):
+            weight = str(weight_of_shares(cpu["shares"]))
+            settings.append(("cpu.shares", self._file("cpu.weight", "cpu.shares"), weight))
+        quota, period = cpu.get("quota") or 0, cpu.get("period") or 0
+        if quota or period:
+            where = "cpu.quota" if quota else "cpu.period"
+            file = self._file("cpu.max", where)
+            first = str(quota) if quota > 0 else "max" if quota else read(file).split()[0]
+            settings.append((where, file, f"{first} {period}" if period else first))
+        for field, name in (("burst", "cpu.max.burst"), ("idle", "cpu.idle")):
+            if cpu.get(field) is not None:
+                settings.append((f"cpu.{field}", self._file(name, f"cpu.{field}"), str(cpu[field])))
+        for field in ("cpus", "mems"):
+            if cpu.get(field):
+                settings.append((f"cpu.{field}", self._file(f"cpuset.{field}", f"cpu.{field}"), cpu[field]))
+
+    def _file(self, file: str, where: str) -> str:
+        """The path of ``file``, once its controller is known to be there."""
+        path = f"{self._at}/{file}"
+        controller = file.partition(".")[0]
+        if controller != "cgroup" and not os.path.exists(path):
+            if controller not in read(f"{self._mount}/cgroup.controllers").split():
+                raise Unsupported(f"{RESOURCES}{where}: this host has no {controller} controller")
+            if controller not in read(f"{self._at}/cgroup.controllers").split():
+                raise Unsupported(
+                    f"{RESOURCES}{where}: the {controller} controller is not enabled for {self.path}",
+                    hint=f"move the processes out of the cgroups above it and enable it: "
+                    f"echo +{controller} > {os.path.dirname(self._at)}/cgroup.subtree_control",
+                )
+        return path
+
+    def join_fds(self) -> tuple[str, Any]:
+        return "v2", self._open(self._at, os.O_RDONLY | os.O_DIRECTORY)
+
+    def device_program(self, resources: dict[str, Any]) -> bytes | None:
+        if "devices" not in resources:
+            return None
+        from pycontain.runtime.kernel.device_filter import compile_devices
+
+        return compile_devices(resources["devices"] or [])
+
+    def _process_directory(self) -> str:
+        return self._at
+
+    def freeze(self, frozen: bool) -> None:
+        file, wanted = f"{self._at}/cgroup.freeze", int(frozen)
+        deadline = monotonic() + FREEZE_SECONDS
+        pause = 0.0005
+        try:
+            write(file, str(wanted))
+            while read_table(f"{self._at}/cgroup.events").get("frozen") != wanted:
+                if monotonic() > deadline:
+                    write(file, "0")
+                    raise KernelError(f"wait for frozen {wanted} in {self._at}/cgroup.events", EBUSY)
+                sleep(pause)
+                pause = min(pause * 2, 0.05)
+        except OSError as error:
+            raise KernelError(f"write {wanted} to {file}", error.errno or EINVAL) from error
+
+    def _freeze_soon(self, frozen: bool) -> None:
+        try:
+            write(f"{self._at}/cgroup.freeze", str(int(frozen)))
+        except OSError:
+            pass  # removed meanwhile: nothing is left to stop
+
+    def oom_kills(self) -> int:
+        return read_table(f"{self._at}/memory.events").get("oom_kill", 0)
+
+    def stats(self) -> dict[str, Any]:
+        result: dict[str, Any] = {"oom_kills": self.oom_kills()}
+        at = self._at + "/"
+        usage = read_int(at + "memory.current")
+        if usage is not None:
+            counts = read_table(at + "memory.stat")
+            result["memory"] = {
+                "usage": usage,
+                "limit": read_int(at + "memory.max"),
+                "peak": read_int(at + "memory.peak"),
+                "swap": read_int(at + "memory.swap.current"),
+                "file": counts.get("file", 0),
+                "inactive_file": counts.get("inactive_file", 0),
+                "anon": counts.get("anon", 0),
+            }
+        counts = read_table(at + "cpu.stat")
+        if counts:
+            cpu = {name: counts[f"{name}_usec"] * 1000 for name in ("usage", "user", "system")}
+            if "nr_periods" in counts:
+                cpu["periods"] = counts["nr_periods"]
+                cpu["throttled_periods"] = counts["nr_throttled"]
+                cpu["throttled"] = counts["throttled_usec"] * 1000
+            result["cpu"] = cpu
+        current = read_int(at + "pids.current")
+        if current is not None:
+            result["pids"] = {"current": current, "limit": read_int(at + "pids.max")}
+        if os.path.exists(at + "io.stat"):
+            result["io"] = _io(read(at + "io.stat"))
+        return result
+
+
+def _limit(value: int) -> str:
+    return "max" if value == -1 else str(value)
+
+
+def _io(text: str) -> dict[str, int]:
+    """Sum of rbytes and wbytes over the ``MAJOR:MINOR rbytes=N wbytes=N ...`` lines of io.stat."""
+    total = {"read": 0, "written": 0}
+    for field in text.split():
+        key, _, value = field.partition("=")
+        if key == "rbytes":
+            total["read"] += int(value)
+        elif key == "wbytes":
+            total["written"] += int(value)
+    return total
+
+
+def swap_value(limit: int | None, swap: int | None) -> str | None:
+    """memory.swap.max for the OCI's (v1's) memory+swap, which counts both; None: leave it as it is.
+
+    Unlimited memory asks for unlimited swap as well, as it must on v1. Raises SpecError where a sum is given and
+    the memory's part of it is not.
+    """
+    if not swap:
+        return "max" if limit == -1 else None
+    if swap == -1:
+        return "max"
+    if not limit or limit == -1:
+        problem = f"{swap} is the sum of memory and swap, and needs memory.limit beside it"
+        raise SpecError(f"{RESOURCES}memory.swap", problem)
+    return str(swap - limit)
+
+
+def weight_of_shares(shares: int) -> int:
+    """cpu.weight (1 to 10000, default 100) for v1's cpu.shares (2 to 262144, default 1024).
+
+    A quadratic through the three pairs (2, 1), (1024, 100) and (262144, 10000) in logarithms, as runc (since
+    1.3.2) and crun (since 1.23) have it; the linear map of older runtimes made the default 1024 a weight of 39.
+    """
+    from math import ceil, log2
+
+    power = log2(shares)
+    return min(max(ceil(10 ** ((power * power + 125 * power) / 612 - 7 / 34)), 1), 10000)

@@ -42,7 +42,9 @@ def packages() -> list[str]:
 
 def make(*arguments: str) -> None:
     try:
-        subprocess.run(["make", "-C", os.path.join(ROOT, "runtime", "init"), "--no-print-directory", *arguments], check=True)
+        subprocess.run(
+            ["make", "-C", os.path.join(ROOT, "runtime", "init"), "--no-print-directory", *arguments], check=True
+        )
     except FileNotFoundError:
         sys.exit("pycontain's init is written in C: apt-get install make gcc musl-tools")
 
@@ -51,7 +53,9 @@ class BuildPackage(build_py):
     def run(self) -> None:
         make()
         if not self.editable_mode:
-            shutil.rmtree(self.build_lib, ignore_errors=True)  # or modules deleted since the last build would be shipped
+            shutil.rmtree(
+                self.build_lib, ignore_errors=True
+            )  # or modules deleted since the last build would be shipped
         super().run()
 
 

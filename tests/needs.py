@@ -95,7 +95,9 @@ def _hybrid() -> str | None:
 
 @probe("overlayfs")
 def _overlayfs() -> str | None:
-    script = "mount -t tmpfs t /mnt && cd /mnt && mkdir l u w m && mount -t overlay o -o lowerdir=l,upperdir=u,workdir=w m"
+    script = (
+        "mount -t tmpfs t /mnt && cd /mnt && mkdir l u w m && mount -t overlay o -o lowerdir=l,upperdir=u,workdir=w m"
+    )
     return _root() or _try("unshare", "-m", "sh", "-c", script)
 
 

@@ -1,0 +1,228 @@
+"""What is built from this tree: the wheel and the archive are complete, and the launcher finds its package anywhere."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PYTHON = f"python{sys.version_info.major}.{sys.version_info.minor}"
+PROGRAMS = {"pycontain-init", "pycontain-supervisor"}
+PRINT_SELF = """
+import sys
+
+def main():
+    print(sys.argv, sys.flags.isolated, sys.flags.no_site, sys.flags.utf8_mode, sys.path[-1], __file__, sep="\\n")
+"""
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the sources as a clone has them, without anything built."""
+    folder = tmp_path_factory.mktemp("source") / "pycontain"
+    built = shutil.ignore_patterns(".*", "build", "dist", "*.egg-info", "__pycache__", "pycontain-*[!.c]")
+    shutil.copytree(ROOT, folder, symlinks=True, ignore=built)
+    return folder
+
+
+def build(hook: str, tree: Path, out: Path) -> Path:
+    """Call a hook of the build backend (PEP 517) in ``tree``; the path of what it made."""
+    out.mkdir(exist_ok=True)
+    program = f"import setuptools.build_meta as b; print(b.{hook}({str(out)!r}))"
+    done = subprocess.run([sys.executable, "-c", program], cwd=tree, capture_output=True, text=True, timeout=50)
+    assert done.returncode == 0, done.stderr
+    return out / done.stdout.splitlines()[-1]
+
+
+def sources() -> set[str]:
+    """Every Python module of the project, by the path that it has once installed."""
+    found = {str(path.relative_to(ROOT)) for path in (ROOT / "pycontain").rglob("*.py") if not path.is_symlink()}
+    for room in ("images", "network", "runtime"):
+        found |= {f"pycontain/{path.relative_to(ROOT)}" for path in (ROOT / room).rglob("*.py")}
+    return found
+
+
+@pytest.fixture(scope="module")
+def wheel(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build("build_wheel", tree, tmp_path_factory.mktemp("wheel"))
+
+
+def test_wheel_is_for_this_machine_and_any_python(wheel: Path) -> None:
+    assert wheel.name == f"pycontain-0.1.0-py3-none-linux_{os.uname().machine}.whl"
+
+
+def test_wheel_holds_every_module_and_the_programs(wheel: Path) -> None:
+    names = set(zipfile.ZipFile(wheel).namelist())
+    assert sources() - names == set()
+    assert {f"pycontain/runtime/init/{program}" for program in PROGRAMS} - names == set()
+    assert "pycontain/py.typed" in names
+    assert {name for name in names if name.startswith(("runtime/", "images/", "network/", "tests/", "bench/"))} == set()
+    assert {name for name in names if name.endswith((".c", ".h"))} == set()
+
+
+def test_archive_builds_the_same_wheel(wheel: Path, tree: Path, tmp_path: Path) -> None:
+    archive = build("build_sdist", tree, tmp_path / "sdist")
+    with tarfile.open(archive) as tar:
+        members = {member.name.partition("/")[2]: member for member in tar}
+        assert {name for name in members if name.startswith("runtime/init/pycontain-")} == set()
+        links = {name: member.linkname for name, member in members.items() if member.issym()}
+        assert links == {f"pycontain/{room}": f"../{room}" for room in ("images", "network", "runtime")}
+        tar.extractall(tmp_path, filter="tar")  # noqa: S202  our own archive
+    again = build("build_wheel", tmp_path / "pycontain-0.1.0", tmp_path / "wheel")
+    assert set(zipfile.ZipFile(again).namelist()) == set(zipfile.ZipFile(wheel).namelist())
+
+
+def test_installer_leaves_the_commands_intact(wheel: Path, tmp_path: Path) -> None:
+    install = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--no-deps",
+        "--no-index",
+        "--quiet",
+        "--prefix",
+        tmp_path,
+        wheel,
+    ]
+    subprocess.run(install, check=True, timeout=50, stdin=subprocess.DEVNULL)
+    for command in ("pycontain", "pycontain-runtime"):
+        with open(tmp_path / "bin" / command, "rb") as file:
+            assert file.read(4) == b"\x7fELF"
+        assert os.access(tmp_path / "bin" / command, os.X_OK)
+    init = next((tmp_path / "lib").glob("python3.*/site-packages/pycontain/runtime/init"))
+    assert PROGRAMS - set(os.listdir(init)) == set()
+
+
+@pytest.fixture
+def prefix(tmp_path: Path) -> Path:
+    """An installation whose runtime prints what it was given."""
+    folder = tmp_path / "pre fix'\"\\n"
+    runtime = folder / "lib" / PYTHON / "site-packages" / "pycontain" / "runtime"
+    runtime.mkdir(parents=True)
+    (runtime / "main.py").write_text(PRINT_SELF)
+    (runtime / "__init__.py").touch()
+    (runtime.parent / "__init__.py").touch()
+    (runtime.parent / "cli.py").write_text(PRINT_SELF)
+    make(folder / "bin")
+    (folder / "bin" / PYTHON).symlink_to(sys.executable)
+    return folder
+
+
+def make(folder: Path, *variables: str) -> None:
+    """Build the launcher into ``folder`` under both names."""
+    folder.mkdir(parents=True, exist_ok=True)
+    program = folder / "pycontain-runtime"
+    # make knows no file names with blanks: build beside, then move.
+    out = folder.parents[1] / "out"
+    out.mkdir(exist_ok=True)
+    command = ["make", "-s", "-C", ROOT / "runtime" / "init", f"OUT={out}", *variables, out / "pycontain-runtime"]
+    subprocess.run(command, check=True, timeout=50)
+    shutil.move(out / "pycontain-runtime", program)
+    shutil.copy2(program, folder / "pycontain")
+
+
+def start(command: str | Path, *arguments: str, **options: object) -> list[str]:
+    done = subprocess.run(
+        [command, *arguments], capture_output=True, text=True, timeout=20, stdin=subprocess.DEVNULL, **options  # type: ignore[call-overload]
+    )  # fmt: skip
+    assert done.stderr == ""
+    assert done.returncode == 0
+    lines: list[str] = done.stdout.splitlines()
+    return lines
+
+
+def expected(prefix: Path, command: str, *arguments: str, no_site: int = 1) -> list[str]:
+    packages = prefix / "lib" / PYTHON / "site-packages"
+    module = "runtime/main.py" if command == "pycontain-runtime" else "cli.py"
+    return [str([command, *arguments]), "1", str(no_site), "1", str(packages), str(packages / "pycontain" / module)]
+
+
+def test_launcher_by_absolute_path(prefix: Path) -> None:
+    command = prefix / "bin" / "pycontain-runtime"
+    assert start(command, "run", "", "a b", "--", "ü") == expected(
+        prefix, "pycontain-runtime", "run", "", "a b", "--", "ü"
+    )
+
+
+def test_launcher_through_a_symbolic_link_of_another_name(prefix: Path, tmp_path: Path) -> None:
+    link = tmp_path / "oci"
+    link.symlink_to(prefix / "bin" / "pycontain-runtime")
+    assert start(link, "list") == expected(prefix, "pycontain-runtime", "list")
+
+
+def test_launcher_through_path_from_another_directory(prefix: Path, tmp_path: Path) -> None:
+    (tmp_path / "pycontain").mkdir()
+    (tmp_path / "pycontain" / "__init__.py").write_text("raise SystemExit('the working directory was imported')")
+    found = start("pycontain-runtime", cwd=tmp_path, env={"PATH": f"{prefix}/bin"})
+    assert found == expected(prefix, "pycontain-runtime")
+
+
+def test_launcher_from_a_directory_that_is_gone(prefix: Path, tmp_path: Path) -> None:
+    (tmp_path / "gone").mkdir()
+    script = 'rmdir ../gone; exec "$0" list'
+    found = start("sh", "-c", script, str(prefix / "bin" / "pycontain-runtime"), cwd=tmp_path / "gone")
+    assert found == expected(prefix, "pycontain-runtime", "list")
+
+
+def test_launcher_takes_nothing_from_the_environment(prefix: Path, tmp_path: Path) -> None:
+    evil = tmp_path / "evil"
+    (evil / "pycontain").mkdir(parents=True)
+    for name in ("pycontain/__init__.py", "sitecustomize.py", "os.py", "startup.py"):
+        (evil / name).write_text("raise SystemExit('the environment was imported')")
+    hostile = {
+        "PYTHONPATH": str(evil), "PYTHONHOME": str(evil), "PYTHONSTARTUP": str(evil / "startup.py"), "PYTHONINSPECT": "1",
+        "PYTHONEXECUTABLE": str(evil), "PYTHONUSERBASE": str(evil), "PYTHONPLATLIBDIR": "evil", "LC_ALL": "C", "PATH": str(evil),
+    }  # fmt: skip
+    found = start(prefix / "bin" / "pycontain-runtime", "é", env=hostile)
+    assert found == expected(prefix, "pycontain-runtime", "é")
+
+
+def test_packages_cannot_replace_the_standard_library(prefix: Path) -> None:
+    (prefix / "lib" / PYTHON / "site-packages" / "_weakrefset.py").write_text("raise SystemExit('replaced')")
+    (prefix / "lib" / PYTHON / "site-packages" / "json.py").write_text("raise SystemExit('replaced')")
+    main = prefix / "lib" / PYTHON / "site-packages" / "pycontain" / "runtime" / "main.py"
+    main.write_text("import json\n" + PRINT_SELF)
+    assert start(prefix / "bin" / "pycontain-runtime") == expected(prefix, "pycontain-runtime")
+
+
+def test_user_command_skips_site_only_in_a_closed_environment(prefix: Path) -> None:
+    command = prefix / "bin" / "pycontain"
+    packages = str(prefix / "lib" / PYTHON / "site-packages")
+    found = start(command, "ps")
+    assert (found[0], found[2], found[4]) == ("['pycontain', 'ps']", "0", packages)
+    home = os.path.dirname(os.path.realpath(sys.executable))
+    (prefix / "pyvenv.cfg").write_text(f"home = {home}\ninclude-system-site-packages = false\n")
+    assert start(command, "ps") == expected(prefix, "pycontain", "ps")
+
+
+def test_editable_launcher_uses_the_source_tree(prefix: Path, tmp_path: Path) -> None:
+    source = tmp_path / "clone"
+    packages = prefix / "lib" / PYTHON / "site-packages"
+    source.mkdir()
+    shutil.move(packages / "pycontain", source / "pycontain")
+    make(prefix / "bin", f"SOURCE={source}")
+    found = start(prefix / "bin" / "pycontain-runtime", "list")
+    assert found[-2:] == [str(packages), str(source / "pycontain" / "runtime" / "main.py")]
+
+
+def test_launcher_without_its_package_says_where_it_looked(prefix: Path) -> None:
+    shutil.rmtree(prefix / "lib" / PYTHON / "site-packages" / "pycontain")
+    done = subprocess.run([prefix / "bin" / "pycontain-runtime"], capture_output=True, text=True, timeout=20)
+    assert done.returncode == 127
+    assert done.stderr == f"pycontain-runtime: no python3 packages directory with pycontain below {prefix}/lib\n"
+
+
+def test_launcher_without_an_interpreter_says_which_one(prefix: Path) -> None:
+    (prefix / "lib" / PYTHON).rename(prefix / "lib" / "python3.998")
+    done = subprocess.run([prefix / "bin" / "pycontain-runtime"], capture_output=True, text=True, timeout=20)
+    assert done.returncode == 127
+    wanted = f"python3.998 is neither in {prefix}/bin nor in /usr/local/bin nor in /usr/bin"
+    assert done.stderr == f"pycontain-runtime: {wanted}\n"

@@ -16,14 +16,13 @@ test:
 lint:
 	@tools/setup lint
 	$(PYTHON) -m ruff check .
-	$(PYTHON) -m ruff format --check .
 
 types:
 	@tools/setup lint
 	$(PYTHON) -m mypy
 	$(PYTHON) -m mypy bench tools
 
-# Both write docs/performance.json's successor to build/; `make bench` needs the peers, `make fuzz` clang.
+# `make bench` writes its figures to build/bench.json; `make fuzz` wants clang.
 bench:
 	@tools/setup test
 	$(PYTHON) -m bench --json build/bench.json

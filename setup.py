@@ -29,7 +29,7 @@ COMMANDS = ("pycontain", "pycontain-runtime")
 
 
 def packages() -> list[str]:
-    """Every folder with an __init__.py, by the name that it is imported as; package-dir in pyproject.toml maps the rooms."""
+    """Every folder with an __init__.py, by the name that it is imported as (package-dir in pyproject.toml)."""
     found = []
     for room in ("pycontain", "images", "network", "runtime"):
         top = "pycontain" if room == "pycontain" else f"pycontain.{room}"

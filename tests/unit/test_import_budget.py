@@ -25,8 +25,8 @@ def code(source: str = os.path.join(ROOT, "runtime", "init", "launcher.c")) -> s
     """The program that the launcher gives to the interpreter, from its C source."""
     with open(source) as file:
         text = file.read()
-    head = re.search(r"#define HEAD(.*?)\n\n", text, re.S)
-    tail = re.search(r"RUNTIME\[\] = HEAD (\".*?\");", text, re.S)
+    head = re.search(r"#define HEAD(.*?)\n\n", text, re.DOTALL)
+    tail = re.search(r"RUNTIME\[\] = HEAD (\".*?\");", text, re.DOTALL)
     assert head and tail
     return "".join(json.loads(literal) for literal in re.findall(r'"(?:[^"\\]|\\.)*"', head[1] + tail[1]))
 

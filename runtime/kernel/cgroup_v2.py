@@ -85,7 +85,8 @@ class CgroupV2(Cgroup):
 
     def _memory(self, memory: dict[str, Any], settings: list[Setting]) -> None:
         for field in ("swappiness", "disableOOMKiller"):
-            if memory.get(field) not in (None, False):
+            value = memory.get(field)
+            if value is not None and value is not False:
                 raise Unsupported(f"{RESOURCES}memory.{field}: cgroup v2 has no such setting")
         limit, swap = memory.get("limit"), memory.get("swap")
         if limit:
@@ -93,12 +94,12 @@ class CgroupV2(Cgroup):
             if memory.get("checkBeforeUpdate") and limit != -1:
                 self._check_usage(limit)
             settings.append(("memory.limit", file, _limit(limit)))
-        value = swap_value(limit, swap)
-        if value is not None:
+        swap_max = swap_value(limit, swap)
+        if swap_max is not None:
             file = self._file("memory.swap.max", "memory.swap")
             if os.path.exists(file):
-                settings.append(("memory.swap", file, value))
-            elif value != "max" and (value != "0" or host_has_swap()):
+                settings.append(("memory.swap", file, swap_max))
+            elif swap_max != "max" and (swap_max != "0" or host_has_swap()):
                 raise Unsupported(
                     f"{RESOURCES}memory.swap: this kernel does not account for swap (no {file})",
                     hint="boot with swapaccount=1 on the kernel's command line",

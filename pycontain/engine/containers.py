@@ -1,0 +1,261 @@
+"""The containers that exist: one directory each, found by name, id or the unique start of an id.
+
+    <data>/containers/<id>/container.json   what this module keeps, version 1
+    <data>/containers/<id>/lock             flock: held while a verb changes the container, not while it runs
+    <data>/names/<name>                     the id
+    <run>/containers/<id>/                  what lives only as long as the machine is up: exit.json, sockets
+
+Nothing here is trusted to be true after a crash: whether a container runs is asked of the kernel (pid, its start time
+and the boot's id), never read from a file alone.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+
+from pycontain.engine import files, names
+from pycontain.runtime.errors import Conflict, NotFound, PycontainError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import Any
+
+_LOST_EXIT_CODE = 255  # ended while nobody watched: a reboot, or a killed supervisor
+
+
+def boot_id() -> str:
+    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+        return file.read().strip()
+
+
+def start_time(pid: int) -> int:
+    """Clock ticks after boot at which ``pid`` was started, 0 where there is none (proc_pid_stat(5), field 22)."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            fields = file.read().rpartition(b")")[2].split()
+    except OSError:
+        return 0
+    # A zombie has ended; only its parent has not looked yet.
+    return 0 if fields[0] in (b"Z", b"X") else int(fields[19])
+
+
+class Container:
+    """One container's directory and record. `record` is what container.json holds; `save` writes it."""
+
+    def __init__(self, store: Containers, identifier: str, record: dict[str, Any] | None) -> None:
+        self.store = store
+        self.id = identifier
+        self.record: dict[str, Any] = record if record is not None else {"id": identifier, "name": "", "state": {}}
+        self.complete = record is not None
+        self.directory = os.path.join(store.directory, identifier)
+        self.run_directory = os.path.join(store.run_directory, identifier)
+        self.lock = files.Lock(os.path.join(self.directory, "lock"))
+
+    @property
+    def name(self) -> str:
+        return str(self.record.get("name", ""))
+
+    @property
+    def label(self) -> str:
+        """How messages call it."""
+        return self.name or self.id[:12]
+
+    @property
+    def options(self) -> dict[str, Any]:
+        found = self.record.get("options")
+        return found if isinstance(found, dict) else {}
+
+    @property
+    def state(self) -> dict[str, Any]:
+        found = self.record.setdefault("state", {})
+        assert isinstance(found, dict)
+        return found
+
+    def path(self, name: str) -> str:
+        return os.path.join(self.directory, name)
+
+    def save(self) -> None:
+        files.write_json(
+            self.path("container.json"), {key: value for key, value in self.record.items() if key != "version"}
+        )
+        self.complete = True
+
+    def reload(self) -> None:
+        """Read the record again, as after taking the lock. NotFound: removed meanwhile."""
+        record = files.read_json(self.path("container.json"))
+        if record is None and not os.path.isdir(self.directory):
+            raise NotFound(f'no such container: "{self.label}"', hint="pycontain ps -a")
+        if record is not None:
+            self.record = record
+            self.complete = True
+
+    def locked(self) -> files.Lock:
+        """The lock, taken, with the record as it is now; use it in a ``with``."""
+        try:
+            self.lock.acquire()
+        except FileNotFoundError:
+            raise NotFound(f'no such container: "{self.label}"', hint="pycontain ps -a") from None
+        try:
+            self.reload()
+        except BaseException:
+            self.lock.release()
+            raise
+        return self.lock
+
+    @property
+    def alive(self) -> bool:
+        """Whether the container's first process runs now, asked of the kernel."""
+        state = self.state
+        pid = int(state.get("pid") or 0)
+        return pid > 0 and state.get("boot_id") == boot_id() and start_time(pid) == state.get("start_time")
+
+    def status(self) -> str:
+        """created, running, paused, exited, or dead (a crash left it half made or half removed)."""
+        if not self.complete:
+            return "dead"
+        recorded = str(self.state.get("status", "dead"))
+        if recorded in ("running", "paused") and not self.alive:
+            return "exited"
+        return recorded
+
+    def exit_state(self) -> dict[str, Any]:
+        """{"exit_code", "finished" (ns since the epoch), "oom_killed"} of a container that has ended."""
+        state = self.state
+        if state.get("status") == "exited":
+            return {key: state.get(key) for key in ("exit_code", "finished", "oom_killed")}
+        seen = None
+        if state.get("boot_id") == boot_id():
+            try:
+                seen = files.read_json(os.path.join(self.run_directory, "exit.json"))
+            except PycontainError:
+                seen = None
+        if seen is None:
+            return {"exit_code": _LOST_EXIT_CODE, "finished": time.time_ns(), "oom_killed": False}
+        return {
+            "exit_code": int(seen.get("exit_code", _LOST_EXIT_CODE)),
+            "finished": int(seen.get("finished", time.time_ns())),
+            "oom_killed": bool(seen.get("oom_killed", False)),
+        }
+
+    def running_or_refuse(self, verb: str) -> None:
+        status = self.status()
+        if status not in ("running", "paused"):
+            raise Conflict(
+                f'cannot {verb} container "{self.label}": it is not running ({status})',
+                hint=f"pycontain start {self.label}",
+            )
+
+
+class Containers:
+    """Every container below ``data``; the paths may not exist yet."""
+
+    def __init__(self, data: str, run: str) -> None:
+        self.directory = os.path.join(data, "containers")
+        self.run_directory = os.path.join(run, "containers")
+        self.names = names.Names(os.path.join(data, "names"))
+
+    def new(self, name: str | None) -> Container:
+        """Make a directory, lock it and reserve a name. The caller holds ``container.lock`` and saves or removes it.
+
+        Raises Conflict where the name is taken.
+        """
+        for directory in (os.path.dirname(self.directory), self.directory, self.names.directory):
+            files.make_directory(directory)
+        identifier = os.urandom(32).hex()
+        container = Container(self, identifier, None)
+        files.make_directory(container.directory)
+        container.lock.acquire()
+        try:
+            container.record["name"] = self._take_name(name, identifier)
+        except BaseException:
+            self.discard(container)
+            raise
+        return container
+
+    def _take_name(self, name: str | None, identifier: str) -> str:
+        if name is not None:
+            self.names.reserve(name, identifier, self.exists)
+            return name
+        for attempt in range(1, 1000):
+            candidate = names.random_name()
+            if attempt > 20:
+                candidate = f"{candidate}-{attempt}"
+            try:
+                self.names.reserve(candidate, identifier, self.exists)
+            except Conflict:
+                continue
+            return candidate
+        return identifier[:12]
+
+    def exists(self, identifier: str) -> bool:
+        """Whether the container is there, or being made by a living process."""
+        container = Container(self, identifier, None)
+        if os.path.exists(container.path("container.json")):
+            return True
+        if not os.path.isdir(container.directory):
+            return False
+        try:
+            if not container.lock.acquire(wait=False):
+                return True
+        except FileNotFoundError:
+            return False
+        container.lock.release()
+        return False
+
+    def discard(self, container: Container) -> None:
+        """Remove the container's directories and its name; the caller holds the lock, which is given back.
+
+        The lock file goes last, so that a process which waits for it finds nothing left to do.
+        """
+        import shutil
+
+        shutil.rmtree(container.run_directory, ignore_errors=True)
+        record = container.path("container.json")
+        if os.path.exists(record):
+            os.unlink(record)
+        if container.name:
+            self.names.free(container.name, container.id)
+        for entry in os.listdir(container.directory) if os.path.isdir(container.directory) else ():
+            path = container.path(entry)
+            if entry == "lock":
+                continue
+            if os.path.isdir(path) and not os.path.islink(path):
+                shutil.rmtree(path)
+            else:
+                os.unlink(path)
+        shutil.rmtree(container.directory, ignore_errors=True)
+        container.lock.release()
+
+    def load(self, identifier: str) -> Container:
+        container = Container(self, identifier, None)
+        container.reload()
+        return container
+
+    def ids(self) -> list[str]:
+        try:
+            return sorted(entry for entry in os.listdir(self.directory) if len(entry) == 64)
+        except FileNotFoundError:
+            return []
+
+    def all(self) -> Iterator[Container]:
+        """Every container; one that vanishes meanwhile is left out."""
+        for identifier in self.ids():
+            try:
+                yield self.load(identifier)
+            except NotFound:
+                continue
+
+    def find(self, text: str) -> Container:
+        """By name, by id, or by the unique start of an id. Raises NotFound, Conflict (several fit)."""
+        owner = self.names.owner(text) if text and "/" not in text and not text.startswith(".") else None
+        if owner is not None and os.path.isdir(os.path.join(self.directory, owner)):
+            return self.load(owner)
+        fitting = [identifier for identifier in self.ids() if text and identifier.startswith(text)]
+        if not fitting:
+            raise NotFound(f'no such container: "{text}"', hint="pycontain ps -a")
+        if len(fitting) > 1:
+            shown = ", ".join(identifier[:12] for identifier in fitting[:5])
+            raise Conflict(f'"{text}" is the start of {len(fitting)} ids: {shown}', hint="write more of the id")
+        return self.load(fitting[0])

@@ -1,0 +1,128 @@
+"""Files that outlive a command: atomic, versioned, locked."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+
+from pycontain.runtime.errors import KernelError, PycontainError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from types import TracebackType
+    from typing import Any
+
+VERSION = 1
+_MOST_BYTES = 64 << 20
+
+
+def write_atomic(path: str, data: bytes, mode: int = 0o600) -> None:
+    """Replace ``path``: a reader sees the old or the new content, also after a crash."""
+    temporary = f"{path}.{os.getpid()}.{os.urandom(4).hex()}.tmp"
+    try:
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+        try:
+            view = memoryview(data)
+            while view:
+                view = view[os.write(fd, view) :]
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        os.rename(temporary, path)
+    except OSError as error:
+        try:
+            os.unlink(temporary)
+        except OSError:
+            pass
+        raise KernelError(f"cannot write {path}", error.errno or 0) from None
+
+
+def write_json(path: str, data: dict[str, Any]) -> None:
+    write_atomic(
+        path,
+        json.dumps({"version": VERSION, **data}, indent=1, ensure_ascii=False).encode(errors="surrogateescape") + b"\n",
+    )
+
+
+def read_json(path: str) -> dict[str, Any] | None:
+    """The object in ``path``, None where there is no file. An unknown version or garbage is refused by name."""
+    try:
+        with open(path, "rb") as file:
+            data = file.read(_MOST_BYTES)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise KernelError(f"cannot read {path}", error.errno or 0) from None
+    try:
+        value = json.loads(data.decode(errors="surrogateescape"))
+    except ValueError as error:
+        raise PycontainError(f"{path} is damaged: {error}") from None
+    if not isinstance(value, dict):
+        raise PycontainError(f"{path} is damaged: not a JSON object")
+    if value.get("version") != VERSION:
+        raise PycontainError(
+            f"{path} has the format version {value.get('version')!r}, but this pycontain knows only {VERSION}",
+            hint="use the release of pycontain that wrote it",
+        )
+    return value
+
+
+class Lock:
+    """flock(2) on a file that is made where missing; a context manager. Dies with the process that holds it."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._fd = -1
+
+    def acquire(self, *, wait: bool = True) -> bool:
+        """False where ``wait`` is false and somebody else holds it. FileNotFoundError: the directory is gone."""
+        while True:
+            fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+                # The file may have been removed with its directory while this waited for it.
+                if os.fstat(fd).st_nlink:
+                    self._fd = fd
+                    return True
+            except BlockingIOError:
+                os.close(fd)
+                return False
+            except BaseException:
+                os.close(fd)
+                raise
+            os.close(fd)
+
+    def release(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    @property
+    def held(self) -> bool:
+        return self._fd >= 0
+
+    def __enter__(self) -> Lock:
+        self.acquire()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.release()
+
+
+def make_directory(path: str, mode: int = 0o700) -> None:
+    """mkdir -p whose last part has ``mode`` whatever the umask is."""
+    if os.path.isdir(path):
+        return
+    try:
+        os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
+        try:
+            os.mkdir(path, mode)
+        except FileExistsError:
+            return
+        os.chmod(path, mode)
+    except OSError as error:
+        hint = "run it as root" if error.errno in (1, 13) and os.geteuid() != 0 else None
+        raise KernelError(f"cannot make the directory {path}", error.errno or 0, hint=hint) from None

@@ -1,0 +1,260 @@
+"""Options of a new container: what the user wrote, checked once, as plain data that container.json keeps.
+
+The command line and the Python API both end here: `read` takes the values by their long names, so that the same
+rules and the same error texts hold for both.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import asdict, dataclass, field, fields
+
+from pycontain.engine import mounts, values
+from pycontain.runtime.errors import PycontainError, Unsupported
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from typing import Any
+
+_DEFAULT_SHM = 64 << 20
+
+
+@dataclass(slots=True)
+class Options:
+    """Sizes in bytes, times in seconds; None and empty mean "not asked for"."""
+
+    image: str = ""
+    args: list[str] = field(default_factory=list)
+    name: str | None = None
+    entrypoint: list[str] | None = None
+    env: list[str] = field(default_factory=list)
+    user: str | None = None
+    groups: list[str] = field(default_factory=list)
+    workdir: str | None = None
+    hostname: str | None = None
+    terminal: bool = False
+    interactive: bool = False
+    detach: bool = False
+    remove: bool = False
+    init: bool = False
+    read_only: bool = False
+    privileged: bool = False
+    no_new_privileges: bool = False
+    seccomp: str | dict[str, Any] = "default"
+    cap_add: list[str] = field(default_factory=list)
+    cap_drop: list[str] = field(default_factory=list)
+    mounts: list[dict[str, Any]] = field(default_factory=list)
+    devices: list[dict[str, str]] = field(default_factory=list)
+    ulimits: list[dict[str, Any]] = field(default_factory=list)
+    labels: dict[str, str] = field(default_factory=dict)
+    memory: int = 0
+    memory_swap: int | None = None
+    cpu_quota: int = 0
+    cpu_shares: int = 0
+    cpuset_cpus: str = ""
+    pids_limit: int = 0
+    shm_size: int = _DEFAULT_SHM
+    network: str = "bridge"
+    ports: list[dict[str, Any]] = field(default_factory=list)
+    add_hosts: list[str] = field(default_factory=list)
+    dns: list[str] = field(default_factory=list)
+    pid_mode: str = "private"
+    ipc_mode: str = "private"
+    platform: str | None = None
+    pull: str = "missing"
+    cidfile: str | None = None
+    stop_signal: str | None = None
+    stop_timeout: int | None = None
+    log: dict[str, int] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Options:
+        """Of container.json; what a newer release added is unknown here and left alone."""
+        known = {item.name for item in fields(cls)}
+        return cls(**{key: value for key, value in data.items() if key in known})
+
+
+def read(
+    image: str, args: Sequence[str], given: Mapping[str, object], environ: Mapping[str, str] | None = None
+) -> Options:
+    """Check ``given`` (long option name → bool, str or list[str]). Raises PycontainError, Unsupported."""
+    options = Options(image=image, args=[_clean("ARG", arg) for arg in args])
+    _refused(given)
+    _identity(options, given, os.environ if environ is None else environ)
+    _switches(options, given)
+    _limits(options, given)
+    _security(options, given)
+    _network(options, given)
+    _files(options, given)
+    return options
+
+
+def _text(given: Mapping[str, object], name: str) -> str | None:
+    value = given.get(name)
+    return None if value is None else str(value)
+
+
+def _list(given: Mapping[str, object], name: str) -> list[str]:
+    value = given.get(name)
+    return [str(item) for item in value] if isinstance(value, (list, tuple)) else []
+
+
+def _clean(what: str, text: str) -> str:
+    if "\0" in text:
+        raise values.wrong(what, text.replace("\0", "\\0"), "contains a NUL byte")
+    return text
+
+
+def _refused(given: Mapping[str, object]) -> None:
+    """What is known by name and not built; ignoring it would be a lie."""
+    if given.get("isolation") == "vm":
+        raise Unsupported("--isolation vm: virtual machines are not built yet", hint="leave out --isolation")
+    restart = _text(given, "restart")
+    if restart not in (None, "", "no"):
+        raise Unsupported(f'--restart "{restart}": only "no" is built', hint="leave out --restart")
+    if _text(given, "userns") not in (None, "", "host"):
+        raise Unsupported(f'--userns "{given["userns"]}": user namespaces are not built yet', hint="leave out --userns")
+    if given.get("detach") and given.get("attach"):
+        raise PycontainError("--detach and --attach exclude each other")
+
+
+def _identity(options: Options, given: Mapping[str, object], environ: Mapping[str, str]) -> None:
+    name = _text(given, "name")
+    options.name = values.container_name(name) if name is not None else None
+    hostname = _text(given, "hostname")
+    options.hostname = values.hostname(hostname) if hostname else None
+    entrypoint = given.get("entrypoint")
+    if isinstance(entrypoint, (list, tuple)):
+        options.entrypoint = [str(part) for part in entrypoint]
+    elif entrypoint is not None:
+        # An empty program resets the image's entry point, as with docker.
+        options.entrypoint = [_clean("entrypoint", str(entrypoint))] if entrypoint else []
+    options.env = values.environment(_list(given, "env"), _list(given, "env-file"), environ)
+    user = _text(given, "user")
+    if user:
+        options.user = _clean("user", user)
+    options.groups = [_clean("group-add", group) for group in _list(given, "group-add")]
+    workdir = _text(given, "workdir")
+    if workdir:
+        options.workdir = values.absolute("workdir", workdir, workdir, "/srv")
+    options.labels = values.labels(_list(given, "label"))
+    platform = _text(given, "platform")
+    options.platform = values.platform(platform) if platform else None
+    options.pull = _text(given, "pull") or "missing"
+    signal = _text(given, "stop-signal")
+    if signal:
+        from pycontain.runtime.plan.identity import parse_signal
+
+        parse_signal(signal)
+        options.stop_signal = signal
+    timeout = _text(given, "stop-timeout")
+    if timeout is not None:
+        options.stop_timeout = values.number("stop-timeout", timeout, -1, 10**9, "10")
+
+
+def _switches(options: Options, given: Mapping[str, object]) -> None:
+    options.terminal = bool(given.get("tty"))
+    options.interactive = bool(given.get("interactive"))
+    options.detach = bool(given.get("detach"))
+    options.remove = bool(given.get("rm"))
+    options.init = bool(given.get("init"))
+    options.read_only = bool(given.get("read-only"))
+    options.privileged = bool(given.get("privileged"))
+    options.cidfile = _text(given, "cidfile")
+
+
+def _limits(options: Options, given: Mapping[str, object]) -> None:
+    memory, swap = _text(given, "memory"), _text(given, "memory-swap")
+    options.memory = values.memory(memory) if memory else 0
+    if swap and swap != "0":
+        options.memory_swap = values.memory_swap(swap, options.memory)
+    cpus, shares, cpuset = _text(given, "cpus"), _text(given, "cpu-shares"), _text(given, "cpuset-cpus")
+    options.cpu_quota = values.cpu_quota(cpus) if cpus else 0
+    if shares and shares != "0":
+        options.cpu_shares = values.number("cpu-shares", shares, 2, 262144, "512")
+    options.cpuset_cpus = values.cpu_list("cpuset-cpus", cpuset) if cpuset else ""
+    pids = _text(given, "pids-limit")
+    options.pids_limit = values.number("pids-limit", pids, -1, 4194304, "20") if pids else 0
+    shm = _text(given, "shm-size")
+    options.shm_size = values.size("shm-size", shm) if shm else _DEFAULT_SHM
+    if options.shm_size == 0:
+        raise values.wrong("shm-size", str(shm), "must be more than 0", "64m")
+    from pycontain.runtime.plan.identity import parse_ulimit
+
+    options.ulimits = [dict(parse_ulimit(text)) for text in _list(given, "ulimit")]
+    options.log = values.log_options(_list(given, "log-opt"))
+
+
+def _security(options: Options, given: Mapping[str, object]) -> None:
+    from pycontain.runtime.plan.identity import parse_cap
+
+    options.cap_add = [parse_cap(text) for text in _list(given, "cap-add")]
+    options.cap_drop = [parse_cap(text) for text in _list(given, "cap-drop")]
+    for text in _list(given, "security-opt"):
+        name, found, value = re.sub("^([a-z-]+):", r"\1=", text).partition("=")
+        if name == "no-new-privileges" and (not found or value in ("true", "false")):
+            options.no_new_privileges = value != "false"
+        elif name == "seccomp" and value == "unconfined":
+            options.seccomp = "unconfined"
+        elif name == "seccomp" and value:
+            from pycontain.engine.profile import read_profile
+
+            options.seccomp = read_profile(value)
+        else:
+            raise Unsupported(
+                f'--security-opt "{text}": only no-new-privileges, seccomp=unconfined and seccomp=FILE are built',
+                hint="--security-opt no-new-privileges",
+            )
+
+
+def _network(options: Options, given: Mapping[str, object]) -> None:
+    network = _text(given, "network") or "bridge"
+    kind, _, other = network.partition(":")
+    if kind == "default":
+        network = "bridge"
+    elif kind == "container" and not other:
+        raise values.wrong("network", network, "no container after the colon", "container:web")
+    elif network not in ("bridge", "none", "host") and kind != "container":
+        raise values.wrong("network", network, "no such network (wanted bridge, none, host or container:ID)", "bridge")
+    options.network = network
+    for text in _list(given, "publish"):
+        options.ports += values.publish(text)
+    taken = set()
+    for port in options.ports:
+        key = (port["ip"], port["host"], port["protocol"])
+        if port["host"] and key in taken:
+            raise PycontainError(f"--publish names the host port {port['host']}/{port['protocol']} twice")
+        taken.add(key)
+    options.add_hosts = [values.add_host(text) for text in _list(given, "add-host")]
+    options.dns = [values.check_address("dns", text, text) for text in _list(given, "dns")]
+    if network != "bridge" and options.ports:
+        raise PycontainError(
+            f"--publish wants a network of the container's own, but --network is {network}", hint="--network bridge"
+        )
+    if kind == "container":
+        for name in ("hostname", "dns", "add-host"):
+            if given.get(name):
+                raise PycontainError(f"--{name} and --network {network} exclude each other: that container has its own")
+    for name in ("pid", "ipc"):
+        mode = _text(given, name)
+        if mode not in (None, "", "private", "host"):
+            raise Unsupported(f'--{name} "{mode}": only host is built', hint=f"--{name} host")
+        setattr(options, f"{name}_mode", mode or "private")
+
+
+def _files(options: Options, given: Mapping[str, object]) -> None:
+    options.mounts = [
+        *(mounts.volume(text) for text in _list(given, "volume")),
+        *(mounts.mount(text) for text in _list(given, "mount")),
+        *(mounts.tmpfs(text) for text in _list(given, "tmpfs")),
+    ]
+    mounts.combine(options.mounts, ())
+    options.devices = [values.device(text) for text in _list(given, "device")]
+    for device in options.devices:
+        if not os.path.exists(device["host"]):
+            raise values.wrong("device", device["host"], "not there on this host", "/dev/fuse")

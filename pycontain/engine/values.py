@@ -1,0 +1,295 @@
+"""Reads the values of options: sizes, ports, environment, limits. One error text for each way to be wrong.
+
+Every function takes what the user wrote and returns plain data; every one raises PycontainError naming the
+option as it is written on the command line (the Python API's ``memory=`` is ``--memory`` here too).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+
+from pycontain.runtime.errors import PycontainError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+_UNITS = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40, "p": 1 << 50}
+_SIZE = re.compile(r"(\d+(?:\.\d+)?) ?([kmgtp]?)(?:i?b)?", re.ASCII | re.IGNORECASE)
+NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]+", re.ASCII)
+_HOSTNAME = re.compile(r"[a-zA-Z0-9_](?:[a-zA-Z0-9_.-]{0,62}[a-zA-Z0-9_])?", re.ASCII)
+_NUMBER = re.compile(r"-?\d{1,18}", re.ASCII)
+_MOST_FILE_BYTES = 1 << 20
+
+
+def wrong(option: str, value: str, problem: str, example: str = "") -> PycontainError:
+    """The error for a value that cannot be read: ``--memory "x": not a size ...``."""
+    return PycontainError(f'--{option} "{value}": {problem}', hint=f"--{option} {example}" if example else None)
+
+
+def size(option: str, text: str, example: str = "64m") -> int:
+    """``64m`` → 67108864: bytes, with b, k, m, g, t or p (powers of 1024), as docker reads sizes."""
+    match = _SIZE.fullmatch(text)
+    if match is None:
+        raise wrong(option, text, "not a size (wanted a number with b, k, m or g)", example)
+    result = int(float(match[1]) * _UNITS[match[2].lower()])
+    if result >= 1 << 63:
+        raise wrong(option, text, "the size is larger than a 63-bit number", example)
+    return result
+
+
+def number(option: str, text: str, low: int, high: int, example: str) -> int:
+    """A decimal number between ``low`` and ``high``."""
+    if not _NUMBER.fullmatch(text):
+        raise wrong(option, text, "not a number", example)
+    if not low <= int(text) <= high:
+        raise wrong(option, text, f"out of range ({low} to {high})", example)
+    return int(text)
+
+
+def memory(text: str) -> int:
+    """Memory limit in bytes; below 6 MiB no process starts, so docker refuses it, and so do we."""
+    result = size("memory", text)
+    if 0 < result < 6 << 20:
+        raise wrong("memory", text, "too small (at least 6m)", "64m")
+    return result
+
+
+def memory_swap(text: str, limit: int) -> int:
+    """Limit of memory and swap together in bytes, or -1."""
+    result = -1 if text == "-1" else size("memory-swap", text, "128m")
+    if not limit:
+        raise wrong("memory-swap", text, "wants a memory limit too", f"{text} --memory 64m")
+    if result != -1 and result < limit:
+        raise wrong("memory-swap", text, "less than the memory limit, which it includes", "128m")
+    return result
+
+
+def cpu_quota(text: str) -> int:
+    """Processors' time in microseconds of every 100 ms: ``0.5`` → 50000."""
+    count = os.cpu_count() or 1
+    if not re.fullmatch(r"\d{1,6}(\.\d{0,9})?|\.\d{1,9}", text, re.ASCII):
+        raise wrong("cpus", text, "not a number of processors", "0.5")
+    quota = int(float(text) * 100_000 + 0.5)
+    if quota == 0 and float(text) == 0:
+        return 0
+    if not 1000 <= quota <= count * 100_000:
+        raise wrong("cpus", text, f"out of range (0.01 to {count}: this host has {count} processors)", "0.5")
+    return quota
+
+
+def cpu_list(option: str, text: str) -> str:
+    """A list such as ``0-2,4``; the kernel says whether those processors are there."""
+    for part in text.split(","):
+        low, dash, high = part.partition("-")
+        ends = (low, high) if dash else (low,)
+        if not all(re.fullmatch(r"\d{1,5}", end, re.ASCII) for end in ends) or int(ends[0]) > int(ends[-1]):
+            raise wrong(option, text, "not a list of processors", "0-1")
+        if int(ends[-1]) >= (os.cpu_count() or 1):
+            raise wrong(
+                option, text, f"processor {ends[-1]} is not there (this host has 0-{(os.cpu_count() or 1) - 1})"
+            )
+    return text
+
+
+def environment(entries: Sequence[str], files: Sequence[str], environ: Mapping[str, str]) -> list[str]:
+    """``NAME=VALUE`` strings in order, of the files first; a bare NAME takes its value from ``environ`` or vanishes."""
+    result = []
+    for path in files:
+        for line, text in enumerate(_lines("env-file", path), 1):
+            text = text.lstrip()
+            if not text or text.startswith("#"):
+                continue
+            name, equals, value = text.partition("=")
+            if not name:
+                raise wrong("env-file", path, f"line {line} has no name before the =")
+            if any(character.isspace() for character in name.rstrip("\r\n")):
+                raise wrong("env-file", path, f'line {line}: the name "{name}" contains white space')
+            result += _variable(name, equals, value, environ)
+    for entry in entries:
+        name, equals, value = entry.partition("=")
+        if not name:
+            raise wrong("env", entry, "no name before the =", "NAME=VALUE")
+        result += _variable(name, equals, value, environ)
+    for entry in result:
+        if "\0" in entry:
+            raise wrong("env", entry.replace("\0", "\\0"), "contains a NUL byte")
+    return result
+
+
+def _variable(name: str, equals: str, value: str, environ: Mapping[str, str]) -> list[str]:
+    if equals:
+        return [f"{name}={value}"]
+    return [f"{name}={environ[name]}"] if name in environ else []
+
+
+def _lines(option: str, path: str) -> list[str]:
+    return read_text(option, path).removeprefix("\ufeff").splitlines()
+
+
+def read_text(option: str, path: str) -> str:
+    """A UTF-8 file of at most 1 MiB that the user named."""
+    try:
+        with open(path, "rb") as file:
+            data = file.read(_MOST_FILE_BYTES + 1)
+    except OSError as error:
+        raise wrong(option, path, f"cannot be read: {(error.strerror or str(error)).lower()}") from None
+    if len(data) > _MOST_FILE_BYTES:
+        raise wrong(option, path, "larger than 1 MiB")
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        raise wrong(option, path, "not UTF-8") from None
+
+
+def labels(entries: Sequence[str]) -> dict[str, str]:
+    result = {}
+    for entry in entries:
+        name, _, value = entry.partition("=")
+        if not name:
+            raise wrong("label", entry, "no name before the =", "team=blue")
+        result[name] = value
+    return result
+
+
+def publish(text: str) -> list[dict[str, object]]:
+    """``[ip:]host:container[/protocol]``, or ranges → [{ip, host, container, protocol}]; host 0: any free."""
+    example = "8080:80"
+    body, _, protocol = text.partition("/")
+    protocol = protocol or "tcp"
+    if protocol not in ("tcp", "udp"):
+        raise wrong("publish", text, f'the protocol "{protocol}" is not tcp or udp', example)
+    address = ""
+    if body.startswith("["):
+        address, bracket, body = body[1:].partition("]:")
+        if not bracket:
+            raise wrong("publish", text, "no ]: after the IPv6 address", "[::1]:8080:80")
+    else:
+        head, colon, tail = body.rpartition(":")
+        before, inner, host = head.rpartition(":")
+        if colon and inner:
+            address, body = before, f"{host}:{tail}"
+    if address:
+        check_address("publish", text, address)
+    host, colon, container = body.rpartition(":")
+    inside = _ports(text, container)
+    if not colon or not host:
+        outside = [0] * len(inside)
+    else:
+        outside = _ports(text, host)
+    if len(outside) != len(inside):
+        raise wrong("publish", text, f"{len(outside)} host ports for {len(inside)} container ports", "8080-8081:80-81")
+    return [
+        {"ip": address, "host": outer, "container": inner_port, "protocol": protocol}
+        for outer, inner_port in zip(outside, inside, strict=True)
+    ]
+
+
+def _ports(text: str, part: str) -> list[int]:
+    low, dash, high = part.partition("-")
+    ends = []
+    for end in (low, high) if dash else (low,):
+        if not re.fullmatch(r"\d{1,9}", end, re.ASCII):
+            raise wrong("publish", text, f'"{end}" is not a port', "8080:80")
+        if not 1 <= int(end) <= 65535:
+            raise wrong("publish", text, f"port {end} is out of range (1 to 65535)", "8080:80")
+        ends.append(int(end))
+    if ends[0] > ends[-1]:
+        raise wrong("publish", text, f"the range {part} runs backwards", "8080-8081:80-81")
+    return list(range(ends[0], ends[-1] + 1))
+
+
+def check_address(option: str, text: str, address: str) -> str:
+    """``address`` if it is an IPv4 or IPv6 address as inet_pton(3) reads it."""
+    import socket
+
+    for family in (socket.AF_INET, socket.AF_INET6):
+        try:
+            socket.inet_pton(family, address)
+        except (OSError, ValueError):
+            continue
+        return address
+    raise wrong(
+        option, text, f'"{address}" is not an address', "127.0.0.1:8080:80" if option == "publish" else "192.0.2.1"
+    )
+
+
+def add_host(text: str) -> str:
+    """``name:address`` (docker's newer ``name=address`` too), as ``name:address``."""
+    separator = "=" if "=" in text else ":"
+    name, found, address = text.partition(separator)
+    if not found or not name or not address:
+        raise wrong("add-host", text, "not NAME:ADDRESS", "db:192.0.2.7")
+    if any(character.isspace() for character in name):
+        raise wrong("add-host", text, "the name contains white space", "db:192.0.2.7")
+    if address != "host-gateway":
+        check_address("add-host", text, address.removeprefix("[").removesuffix("]"))
+    return f"{name}:{address}"
+
+
+def hostname(text: str) -> str:
+    """sethostname(2) takes 64 bytes; what is not a name would be a line of its own in /etc/hosts."""
+    if not _HOSTNAME.fullmatch(text):
+        raise wrong("hostname", text, "not a host name (letters, digits, dots and dashes, at most 64)", "web")
+    return text
+
+
+def container_name(text: str) -> str:
+    if not NAME.fullmatch(text) or len(text) > 128:
+        raise wrong(
+            "name", text, "not a name (letters, digits, _ . and -, at least two, the first a letter or digit)", "web"
+        )
+    return text
+
+
+def absolute(option: str, text: str, path: str, example: str) -> str:
+    """``path`` without dots and doubled slashes; it is a path in the container, so nothing of the host is looked at."""
+    if not path.startswith("/"):
+        raise wrong(option, text, "the path in the container is not absolute", example)
+    if "\0" in path:
+        raise wrong(option, text.replace("\0", "\\0"), "contains a NUL byte", example)
+    return "/" + os.path.normpath(path).lstrip("/")
+
+
+def device(text: str) -> dict[str, str]:
+    """``host[:container[:rwm]]`` → {host, container, permissions}; ``host:rwm`` is docker's short form."""
+    parts = text.split(":")
+    host = parts[0]
+    container, permissions = host, "rwm"
+    if len(parts) == 2 and re.fullmatch(r"[rwm]{1,3}", parts[1]):
+        permissions = parts[1]
+    elif len(parts) == 2:
+        container = parts[1]
+    elif len(parts) == 3:
+        container, permissions = parts[1] or host, parts[2]
+    elif len(parts) > 3:
+        raise wrong("device", text, "not HOST[:CONTAINER[:rwm]]", "/dev/fuse")
+    if not host.startswith("/"):
+        raise wrong("device", text, "the host's path is not absolute", "/dev/fuse")
+    if not re.fullmatch(r"[rwm]{1,3}", permissions):
+        raise wrong("device", text, f'"{permissions}" is not made of r, w and m', "/dev/fuse:/dev/fuse:rw")
+    return {"host": host, "container": absolute("device", text, container, "/dev/fuse"), "permissions": permissions}
+
+
+def platform(text: str) -> str:
+    """``os/arch[/variant]``; the images' room compares it."""
+    if not re.fullmatch(r"[a-z0-9]+/[a-z0-9_]+(/[a-z0-9.]+)?", text):
+        raise wrong("platform", text, "not OS/ARCH[/VARIANT]", "linux/amd64")
+    return text
+
+
+def log_options(entries: Sequence[str]) -> dict[str, int]:
+    """max-size in bytes and max-file, as the supervisor takes them."""
+    result = {}
+    for entry in entries:
+        name, equals, value = entry.partition("=")
+        if name == "max-size" and equals:
+            result["max_size"] = size("log-opt", value, "max-size=10m")
+            if result["max_size"] < 1 << 12:
+                raise wrong("log-opt", entry, "too small (at least 4k)", "max-size=10m")
+        elif name == "max-file" and equals:
+            result["max_file"] = number("log-opt", value, 1, 100, "max-file=3")
+        else:
+            raise wrong("log-opt", entry, "only max-size and max-file are built", "max-size=10m")
+    return result

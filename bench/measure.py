@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 IDLE_SECONDS = 0.150
@@ -50,7 +50,7 @@ def interleave(contenders: Mapping[str, Callable[[], float]], rounds: int, *, id
     return series
 
 
-def timed(argv: Sequence[str], *, status: int = 0) -> float:
+def timed(argv: list[str], *, status: int = 0) -> float:
     """Milliseconds from before the command is started until it has ended. RuntimeError for another exit status."""
     actions = [
         (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),

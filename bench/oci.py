@@ -114,17 +114,22 @@ def works(runtime: Runtime) -> str | None:
 
 
 def remove_cgroup(name: str) -> None:
-    """The empty parent that the contenders leave in each hierarchy."""
+    """The empty cgroups that the contenders leave below ``name`` in each hierarchy."""
     for top in ("/sys/fs/cgroup", *(entry.path for entry in os.scandir("/sys/fs/cgroup") if entry.is_dir())):
-        with contextlib.suppress(OSError):
-            os.rmdir(f"{top}/{name}")
+        for folder, _, _ in os.walk(f"{top}/{name}", topdown=False):
+            with contextlib.suppress(OSError):
+                os.rmdir(folder)
 
 
 def suite(ours: str, rounds: int, view: str, warm: Callable[[str], float] | None) -> Result:
     """Every discipline in the view of cgroups that this process sees. ``warm`` runs a bundle from this interpreter."""
     with tempfile.TemporaryDirectory(prefix="pycontain-bench.") as folder:
         write_bundle(f"{folder}/bundle", device_rules=view != "v2")
-        runtimes = [Runtime("pycontain", ours, folder), Runtime("runc", "runc", folder), Runtime("crun", "crun", folder)]
+        runtimes = [
+            Runtime("pycontain", ours, folder),
+            Runtime("runc", "runc", folder),
+            Runtime("crun", "crun", folder),
+        ]
         absent = {runtime.name: why for runtime in runtimes if (why := works(runtime)) is not None}
         runtimes = [runtime for runtime in runtimes if runtime.name not in absent]
         timings: list[Result] = []

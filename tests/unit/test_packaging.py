@@ -80,18 +80,9 @@ def test_archive_builds_the_same_wheel(wheel: Path, tree: Path, tmp_path: Path) 
 
 
 def test_installer_leaves_the_commands_intact(wheel: Path, tmp_path: Path) -> None:
-    install = [
-        sys.executable,
-        "-m",
-        "pip",
-        "install",
-        "--no-deps",
-        "--no-index",
-        "--quiet",
-        "--prefix",
-        tmp_path,
-        wheel,
-    ]
+    # Without --ignore-installed pip would uninstall the pycontain of this environment.
+    pip = [sys.executable, "-m", "pip", "install", "--no-deps", "--no-index", "--quiet", "--ignore-installed"]
+    install = [*pip, "--prefix", tmp_path, wheel]
     subprocess.run(install, check=True, timeout=50, stdin=subprocess.DEVNULL)
     for command in ("pycontain", "pycontain-runtime"):
         with open(tmp_path / "bin" / command, "rb") as file:

@@ -1,0 +1,1015 @@
+/* The supervisor: the one small process that stays with each container.
+ *
+ * It holds the container's stdio (pipes, or the pty master), writes the log, serves attach clients, keeps the exit
+ * status and, at the end, executes the teardown command. docs/design/supervisor.md has the protocols and the reasons.
+ *
+ * ---- Trust: the command line and the control socket are Python's. The container's output is hostile bytes: framed
+ * ---- and logged, never interpreted. Attach clients have our uid, yet what they send is checked: nonsense costs that
+ * ---- client its connection, never the supervisor.
+ *
+ * One process, one poll loop, static buffers, no allocation. Until "ready" errors go to Python by the control socket;
+ * after it there is nobody to tell, so every failure has a defined, quiet outcome.
+ */
+#define _GNU_SOURCE
+#include <endian.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/signalfd.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+#define VERSION 1
+#define CLIENTS (1 + 16)       /* slot 0 is the owner's: the foreground command that started us */
+#define READ_MAX 32768         /* bytes of output in a frame */
+#define FRAME_MAX 65536        /* bytes that a client may put into a frame */
+#define RING_SIZE (256 * 1024) /* output that an attach client may lag behind */
+#define STDIN_SIZE (64 * 1024)
+#define LINE_SIZE 16384        /* data of a log record; a longer line is split, its parts flagged P */
+#define DRAIN_MS 500           /* how long a survivor may keep the output open after the container's end */
+#define LINGER_MS 1000         /* how long attach clients may take for the last output */
+#define HANGUP_MS 200          /* how often a terminal that no process has open is looked at again */
+
+/* Frames: u8 type, u32 length, payload; little endian. engine/attach.py has the same table, a test compares them. */
+enum { C_HELLO = 1, C_STDIN = 2, C_STDIN_EOF = 3, C_RESIZE = 4, C_DETACH = 5, C_DONE = 6, C_CLOSE = 7 };
+enum { S_HELLO = 129, S_STDOUT = 130, S_STDERR = 131, S_EXIT = 132, S_STDIN_CLOSED = 133, S_REFUSED = 134 };
+enum { WANT_STDIN = 1, WANT_OUTPUT = 2 }; /* flags of the client's hello */
+enum { HAS_TTY = 1, HAS_STDIN = 2 };      /* flags of ours */
+enum { REFUSED_FULL = 1, REFUSED_VERSION = 2, REFUSED_PEER = 3 };
+/* What failed, in the control message 'E'; engine/supervise.py has the texts. */
+enum { FAIL_FORK = 1, FAIL_PIPE = 2, FAIL_PID_FILE = 3, FAIL_EXEC = 4, FAIL_NOT_CHILD = 5, FAIL_LOG = 6 };
+
+struct header { uint8_t type; uint32_t length; } __attribute__((packed));
+
+static struct client {
+	int fd; /* -1: a free slot */
+	int greeted;
+	uint32_t flags;
+	uint64_t pos; /* the next byte of the ring to send */
+	struct { struct header header; uint8_t payload[8]; } __attribute__((packed)) frame;
+	uint32_t have; /* bytes of it */
+	uint32_t left; /* bytes of stdin data still to come */
+} clients[CLIENTS], *const owner = clients;
+
+static struct stream {
+	const char *name;
+	int type, fd;
+	int quiet;  /* the last poll found nothing to read */
+	int owed;   /* bytes that were in the pipe when the container ended */
+	long extra; /* bytes read after those */
+	size_t have;
+	char line[LINE_SIZE];
+} streams[2] = { { .name = "stdout", .type = S_STDOUT, .fd = -1 }, { .name = "stderr", .type = S_STDERR, .fd = -1 } };
+
+static struct { /* the first argument: these numbers in this order, separated by commas; a descriptor may be -1 */
+	long long version, control, exec, exit_dir, pid_dir, log_dir, listener, owner, console;
+	long long child_first, child_count, child_base, last, want_stdin, log_files, log_size, args;
+} o;
+static char *exit_name, *pid_name, *log_name, **child_argv, **teardown_argv;
+
+static char ring[RING_SIZE] __attribute__((aligned(65536)));
+static uint64_t head;
+static char inbuf[STDIN_SIZE], scratch[READ_MAX], logbuf[65536];
+static size_t in_start, in_end, log_have, log_lines;
+static unsigned long log_dropped;
+static long long log_size;
+static int log_fd = -1, in_fd = -1, in_eof, in_eot, control, listener, console, signals, tty, oom_score;
+static pid_t stage0, container;
+static int stage0_status = -1, started, exited, status, recorded, done;
+static long long drain_until, linger_until, hangup_until;
+static struct winsize size;
+
+static long long now_ms(void)
+{
+	struct timespec t;
+
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return t.tv_sec * 1000LL + t.tv_nsec / 1000000;
+}
+
+static const char *stamp(void)
+{
+	static char text[64];
+	struct timespec t;
+	struct tm tm;
+
+	clock_gettime(CLOCK_REALTIME, &t);
+	gmtime_r(&t.tv_sec, &tm);
+	strftime(text, 32, "%Y-%m-%dT%H:%M:%S", &tm);
+	sprintf(text + 19, ".%09uZ", (unsigned)t.tv_nsec % 1000000000);
+	return text;
+}
+
+static void close_fd(int *fd)
+{
+	if (*fd >= 0)
+		close(*fd);
+	*fd = -1;
+}
+
+static void close_from(unsigned first)
+{
+	if (syscall(SYS_close_range, first, ~0U, 0) == 0) /* Linux 5.9; before it, each number up to the limit */
+		return;
+	for (long fd = first, end = sysconf(_SC_OPEN_MAX); fd < end; fd++)
+		close((int)fd);
+}
+
+static void tell(uint8_t type, uint32_t a, uint32_t b)
+{
+	struct { uint8_t type; uint32_t a, b; } __attribute__((packed)) message = { type, htole32(a), htole32(b) };
+
+	(void)!send(control, &message, sizeof message, MSG_NOSIGNAL | MSG_DONTWAIT);
+}
+
+static _Noreturn void fail(int what)
+{
+	tell('E', (uint32_t)errno, (uint32_t)what);
+	_exit(1);
+}
+
+static int write_all(int fd, const char *data, size_t n)
+{
+	for (ssize_t r; n > 0; data += r, n -= (size_t)r)
+		if ((r = write(fd, data, n)) <= 0)
+			return -1;
+	return 0;
+}
+
+/* Readers see the old text or the new one, never a part: temporary name, fsync, rename. */
+static int write_file(long long dir, const char *name, const char *text)
+{
+	char temporary[300];
+	int fd, bad;
+
+	snprintf(temporary, sizeof temporary, ".%s.tmp", name);
+	fd = openat((int)dir, temporary, O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW | O_CLOEXEC, 0600);
+	if (fd < 0)
+		return -1;
+	bad = write_all(fd, text, strlen(text)) | fsync(fd) | close(fd);
+	return bad ? -1 : renameat((int)dir, temporary, (int)dir, name);
+}
+
+/* proc(5): field 22 of stat, in ticks since boot. Field 2, the name, may hold anything: count from its last ')'. */
+static unsigned long long start_time(pid_t pid)
+{
+	char text[1024], *at;
+	int fd, field = 2;
+	ssize_t n;
+
+	snprintf(text, sizeof text, "/proc/%d/stat", pid);
+	fd = open(text, O_RDONLY | O_CLOEXEC);
+	n = read(fd, text, sizeof text - 1);
+	close(fd);
+	text[n > 0 ? n : 0] = 0;
+	for (at = strrchr(text, ')'); at && field < 22; field++)
+		at = strchr(at + 1, ' ');
+	return at ? strtoull(at, NULL, 10) : 0;
+}
+
+static int write_pid_file(void)
+{
+	char text[256];
+	int n = sprintf(text, "{\"version\":1,\"pid\":%d,\"start_time\":%llu,", getpid(), start_time(getpid()));
+
+	if (container)
+		sprintf(text + n, "\"container_pid\":%d,\"container_start_time\":%llu}\n", container, start_time(container));
+	else
+		sprintf(text + n, "\"container_pid\":null,\"container_start_time\":null}\n");
+	return write_file(o.pid_dir, pid_name, text);
+}
+
+/* ---------------------------------------------------------------- log */
+
+static int log_open(void)
+{
+	struct stat st = { 0 };
+
+	log_fd = openat((int)o.log_dir, log_name,
+			O_WRONLY | O_CREAT | O_APPEND | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY | O_CLOEXEC, 0600);
+	log_size = fstat(log_fd, &st) == 0 ? st.st_size : 0;
+	return log_fd;
+}
+
+static void log_flush(void)
+{
+	if (log_have == 0)
+		return;
+	if ((log_fd < 0 && log_open() < 0) || write_all(log_fd, logbuf, log_have) < 0) {
+		/* A full disk: no part of a record may stay, the next one would be glued to it. */
+		(void)!ftruncate(log_fd, log_size);
+		log_dropped += log_lines;
+	} else {
+		log_size += (long long)log_have;
+	}
+	log_have = log_lines = 0;
+}
+
+static void log_rotate(void)
+{
+	char from[300], to[300];
+
+	log_flush();
+	close_fd(&log_fd);
+	if (o.log_files == 1)
+		unlinkat((int)o.log_dir, log_name, 0);
+	for (int i = (int)o.log_files - 1; i >= 1; i--) {
+		snprintf(from, sizeof from, i == 1 ? "%s" : "%s.%d", log_name, i - 1);
+		snprintf(to, sizeof to, "%s.%d", log_name, i);
+		renameat((int)o.log_dir, from, (int)o.log_dir, to);
+	}
+	log_open();
+}
+
+static void log_record(struct stream *s, const char *time, char flag)
+{
+	long long need = (long long)s->have + 48, before = log_size + (long long)log_have;
+
+	if (before > 0 && before + need > o.log_size)
+		log_rotate();
+	if (log_have + (size_t)need > sizeof logbuf)
+		log_flush();
+	log_have += (size_t)sprintf(logbuf + log_have, "%s %s %c ", time, s->name, flag);
+	memcpy(logbuf + log_have, s->line, s->have);
+	log_have += s->have;
+	logbuf[log_have++] = '\n';
+	log_lines++;
+	s->have = 0;
+}
+
+static void log_bytes(struct stream *s, const char *data, size_t n)
+{
+	const char *time = stamp(), *end = data + n;
+
+	while (o.log_dir >= 0 && data < end) {
+		size_t part = (size_t)(end - data), room = LINE_SIZE - s->have;
+		const char *newline = memchr(data, '\n', part);
+
+		if (newline)
+			part = (size_t)(newline - data);
+		if (part > room) {
+			part = room;
+			newline = NULL;
+		}
+		memcpy(s->line + s->have, data, part);
+		s->have += part;
+		data += part + (newline != NULL);
+		if (newline)
+			log_record(s, time, 'F');
+		else if (s->have == LINE_SIZE && data < end)
+			log_record(s, time, 'P');
+	}
+	log_flush();
+}
+
+/* ---------------------------------------------------------------- attach clients: what they get */
+
+static int client_count(void)
+{
+	int n = 0;
+
+	for (struct client *c = clients; c < clients + CLIENTS; c++)
+		n += c->fd >= 0;
+	return n;
+}
+
+static void drop(struct client *c)
+{
+	close_fd(&c->fd);
+	/* As with a pipe: when the foreground command is gone, its container's stdin has ended. */
+	if (c == owner)
+		in_eof |= !tty;
+	if (client_count() == 0) {
+		madvise(ring, sizeof ring, MADV_DONTNEED); /* no memory for readers that left */
+		head = 0;
+	}
+}
+
+static void send_now(int fd, uint8_t type, uint32_t length, uint32_t a, uint32_t b)
+{
+	struct { struct header header; uint32_t a, b; } __attribute__((packed)) frame =
+		{ { type, htole32(length) }, htole32(a), htole32(b) };
+
+	/* The first bytes into an empty socket: they fit, or the peer has gone, which poll will say. */
+	(void)!send(fd, &frame, sizeof frame.header + length, MSG_DONTWAIT | MSG_NOSIGNAL);
+}
+
+static void send_hello(struct client *c)
+{
+	send_now(c->fd, S_HELLO, 8, VERSION, (tty ? HAS_TTY : 0) | (o.want_stdin ? HAS_STDIN : 0));
+}
+
+static void client_write(struct client *c)
+{
+	while (c->fd >= 0 && c->greeted && c->pos < head) {
+		size_t at = c->pos % RING_SIZE, n = (size_t)(head - c->pos);
+		ssize_t r = send(c->fd, ring + at, n < RING_SIZE - at ? n : RING_SIZE - at, MSG_DONTWAIT | MSG_NOSIGNAL);
+
+		if (r < 0 && errno == EAGAIN)
+			return;
+		if (r < 0)
+			drop(c);
+		else
+			c->pos += (uint64_t)r;
+	}
+}
+
+static void ring_put(const void *data, size_t n)
+{
+	size_t at = head % RING_SIZE, first = n < RING_SIZE - at ? n : RING_SIZE - at;
+
+	memcpy(ring + at, data, first);
+	memcpy(ring, (const char *)data + first, n - first);
+	head += n;
+}
+
+/* The owner never lags by more than the ring (may_read); any other client that does is dropped. */
+static void broadcast(int type, const void *data, uint32_t n)
+{
+	struct header header = { (uint8_t)type, htole32(n) };
+	uint64_t before = head;
+
+	for (struct client *c = clients; c < clients + CLIENTS; c++)
+		if (c->fd >= 0 && c->greeted && head + sizeof header + n - c->pos > RING_SIZE)
+			drop(c);
+	if (client_count() == 0)
+		return;
+	ring_put(&header, sizeof header);
+	ring_put(data, n);
+	for (struct client *c = clients; c < clients + CLIENTS; c++) {
+		if (c != owner && type <= S_STDERR && !(c->flags & WANT_OUTPUT) && c->pos == before)
+			c->pos = head; /* it waits for the end only */
+		client_write(c);
+	}
+}
+
+/* When everybody has read everything, start over with the ring's first pages, which are warm. */
+static void ring_rewind(void)
+{
+	for (struct client *c = clients; c < clients + CLIENTS; c++)
+		if (c->fd >= 0 && c->greeted && c->pos != head)
+			return;
+	for (struct client *c = clients; c < clients + CLIENTS; c++)
+		c->pos = 0;
+	head = 0;
+}
+
+/* Back-pressure: output is read only while the owner has room for it; 64 bytes stay for the last frames. */
+static int may_read(void)
+{
+	return owner->fd < 0 || RING_SIZE - (head - owner->pos) >= READ_MAX + 64;
+}
+
+/* ---------------------------------------------------------------- the container's stdio */
+
+static void stream_close(struct stream *s)
+{
+	close_fd(&s->fd);
+	if (s->have > 0) {
+		log_record(s, stamp(), 'P'); /* a last line without newline stays without one */
+		log_flush();
+	}
+}
+
+static void stream_read(struct stream *s)
+{
+	ssize_t n = read(s->fd, scratch, sizeof scratch);
+
+	if (n < 0 && errno == EAGAIN)
+		return;
+	/* A pty master says EIO while no process has the other side open; somebody may open /dev/console again. */
+	if (n < 0 && tty && !exited) {
+		hangup_until = now_ms() + HANGUP_MS;
+		return;
+	}
+	if (n <= 0) {
+		stream_close(s);
+		return;
+	}
+	if (s->owed > 0)
+		s->owed -= (int)n;
+	else
+		s->extra += exited ? n : 0;
+	log_bytes(s, scratch, (size_t)n);
+	broadcast(s->type, scratch, (uint32_t)n);
+}
+
+static int stream_done(const struct stream *s)
+{
+	return s->fd < 0 || (now_ms() >= drain_until && s->owed <= 0 && (s->quiet || s->extra > 1 << 20));
+}
+
+static void stdin_close(void)
+{
+	in_start = in_end = 0;
+	if (in_fd >= 0)
+		broadcast(S_STDIN_CLOSED, "", 0);
+	close_fd(&in_fd);
+}
+
+static void stdin_write(void)
+{
+	if (in_start == in_end && in_eot) {
+		inbuf[0] = 4; /* a terminal cannot be closed from this side; VEOF is how its user says the end */
+		in_start = 0;
+		in_end = 1;
+		in_eot = 0;
+	}
+	if (in_start < in_end) {
+		ssize_t r = write(in_fd, inbuf + in_start, in_end - in_start);
+
+		if (r < 0 && errno == EAGAIN)
+			return;
+		in_start = r < 0 ? in_end : in_start + (size_t)r;
+		if (r < 0 && !tty)
+			in_eof = 1;
+	}
+	if (in_start == in_end)
+		in_start = in_end = 0;
+	if (in_start == in_end && in_eof && !tty)
+		stdin_close();
+}
+
+static int stdin_takes(void)
+{
+	return !in_eof && (in_fd >= 0 || (tty && console >= 0 && o.want_stdin));
+}
+
+static size_t stdin_room(void)
+{
+	if (in_start > 0 && in_end == sizeof inbuf) {
+		memmove(inbuf, inbuf + in_start, in_end -= in_start);
+		in_start = 0;
+	}
+	return sizeof inbuf - in_end;
+}
+
+static void resize(void)
+{
+	if (tty && streams[0].fd >= 0 && size.ws_row && size.ws_col)
+		ioctl(streams[0].fd, TIOCSWINSZ, &size); /* the kernel sends SIGWINCH to the foreground group */
+}
+
+/* init sends the pty master, in one message; whatever else is in it does not matter. */
+static void console_read(void)
+{
+	char text[64];
+	union { struct cmsghdr align; char space[CMSG_SPACE(sizeof(int))]; } rights;
+	struct iovec part = { text, sizeof text };
+	struct msghdr message = { .msg_iov = &part, .msg_iovlen = 1, .msg_control = &rights, .msg_controllen = sizeof rights };
+	struct cmsghdr *c;
+	int fd;
+
+	if (recvmsg(console, &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC) < 0 && errno == EAGAIN)
+		return;
+	close_fd(&console);
+	c = CMSG_FIRSTHDR(&message);
+	if (!c || c->cmsg_type != SCM_RIGHTS || c->cmsg_len != CMSG_LEN(sizeof fd))
+		return;
+	memcpy(&fd, CMSG_DATA(c), sizeof fd);
+	if (!isatty(fd) || fcntl(fd, F_SETFL, O_RDWR | O_NONBLOCK) < 0) {
+		close(fd);
+		return;
+	}
+	streams[0].fd = fd;
+	if (o.want_stdin)
+		in_fd = fcntl(fd, F_DUPFD_CLOEXEC, 3);
+	resize();
+}
+
+/* ---------------------------------------------------------------- attach clients: what they send */
+
+/* Nothing is taken from a client whose next bytes are stdin data that has no room. */
+static int stalled(const struct client *c)
+{
+	return c->left > 0 && stdin_takes() && stdin_room() == 0;
+}
+
+static int frame_valid(const struct client *c, uint32_t n)
+{
+	uint8_t type = c->frame.header.type;
+
+	if (type == C_HELLO || c->flags == 0)
+		return type == C_HELLO && n == 8 && c->flags == 0; /* the hello, once, and first */
+	switch (type) {
+	case C_STDIN: return n > 0 && n <= FRAME_MAX && (c->flags & WANT_STDIN);
+	case C_STDIN_EOF: return n == 0 && (c->flags & WANT_STDIN);
+	case C_RESIZE: return n == 4;
+	case C_DETACH: return n == 0;
+	case C_DONE: return n == 0 && c == owner && linger_until;
+	case C_CLOSE: return n == 1 && c == owner;
+	default: return 0;
+	}
+}
+
+static void frame_act(struct client *c)
+{
+	const uint8_t *payload = c->frame.payload;
+	uint32_t words[2];
+
+	memcpy(words, payload, sizeof words);
+	switch (c->frame.header.type) {
+	case C_HELLO:
+		if (le32toh(words[0]) != VERSION) {
+			send_now(c->fd, S_REFUSED, 1, REFUSED_VERSION, 0);
+			drop(c);
+			break;
+		}
+		c->flags = (le32toh(words[1]) & (WANT_STDIN | WANT_OUTPUT)) | 1U << 31;
+		if (!c->greeted) {
+			c->greeted = 1;
+			c->pos = head;
+			send_hello(c);
+		}
+		break;
+	case C_STDIN_EOF:
+		in_eof |= !tty;
+		in_eot = tty;
+		break;
+	case C_RESIZE:
+		size.ws_row = (unsigned short)(payload[0] | payload[1] << 8);
+		size.ws_col = (unsigned short)(payload[2] | payload[3] << 8);
+		resize();
+		break;
+	case C_DETACH: {
+		int eof = in_eof;
+
+		drop(c);
+		in_eof = eof; /* the owner left on purpose: stdin stays open for the next client */
+		break;
+	}
+	case C_DONE:
+		done = 1;
+		drop(c);
+		break;
+	case C_CLOSE: /* as with a pipe, a reader that leaves is noticed: the container's next write is EPIPE */
+		if (payload[0] == 1 || payload[0] == 2)
+			stream_close(&streams[payload[0] - 1]);
+	}
+}
+
+static void client_read(struct client *c)
+{
+	for (int turns = 0; turns < 16 && c->fd >= 0 && !stalled(c); turns++) {
+		uint32_t length = le32toh(c->frame.header.length);
+		int sink = c->left > 0 && stdin_takes();
+		size_t want = sink ? stdin_room() : sizeof scratch;
+		char *to = sink ? inbuf + in_end : scratch;
+		ssize_t n;
+
+		if (c->left == 0) {
+			to = (char *)&c->frame + c->have;
+			want = sizeof c->frame.header + (c->have < sizeof c->frame.header ? 0 : length) - c->have;
+		} else if (want > c->left) {
+			want = c->left;
+		}
+		n = recv(c->fd, to, want, MSG_DONTWAIT);
+		if (n < 0 && errno == EAGAIN)
+			return;
+		if (n <= 0) {
+			drop(c);
+			return;
+		}
+		if (c->left > 0) {
+			c->left -= (uint32_t)n;
+			in_end += sink ? (size_t)n : 0;
+			continue;
+		}
+		c->have += (uint32_t)n;
+		length = le32toh(c->frame.header.length);
+		if (c->have == sizeof c->frame.header && !frame_valid(c, length)) {
+			drop(c);
+		} else if (c->have >= sizeof c->frame.header && c->frame.header.type == C_STDIN) {
+			c->left = length;
+			c->have = 0;
+		} else if (c->have == sizeof c->frame.header + length) {
+			c->have = 0;
+			frame_act(c);
+		}
+	}
+}
+
+static void client_accept(void)
+{
+	int fd = accept4(listener, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+	struct ucred peer = { 0, (uid_t)-1, (gid_t)-1 };
+	struct client *c = owner + 1;
+
+	if (fd < 0)
+		return;
+	/* The socket's mode and directory keep others out; who got here anyway (the host's network namespace, a
+	 * descriptor passed along) still has to have our uid. unix(7), SO_PEERCRED. */
+	getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &(socklen_t){ sizeof peer });
+	while (c < clients + CLIENTS && c->fd >= 0)
+		c++;
+	if ((peer.uid != geteuid() && peer.uid != 0) || c == clients + CLIENTS) {
+		send_now(fd, S_REFUSED, 1, c == clients + CLIENTS ? REFUSED_FULL : REFUSED_PEER, 0);
+		close(fd);
+		return;
+	}
+	*c = (struct client){ .fd = fd };
+}
+
+/* ---------------------------------------------------------------- processes */
+
+static void signals_default(void)
+{
+	sigset_t none;
+
+	sigemptyset(&none);
+	for (int n = 1; n < 65; n++) /* ignoring discards: else a SIGINT of long ago would end us when unblocked */
+		signal(n, SIG_IGN);
+	sigprocmask(SIG_SETMASK, &none, NULL);
+	for (int n = 1; n < 65; n++)
+		signal(n, SIG_DFL);
+}
+
+static int oom_adjust(const char *value)
+{
+	char text[16] = "0";
+	int fd = open("/proc/self/oom_score_adj", O_RDWR | O_CLOEXEC);
+
+	if (value)
+		(void)!write(fd, value, strlen(value));
+	else
+		(void)!read(fd, text, sizeof text - 1);
+	close(fd);
+	return atoi(text);
+}
+
+static _Noreturn void child_main(int in, int out, int err, int report)
+{
+	int above = (int)(o.last + 16 > o.child_base + o.child_count ? o.last + 16 : o.child_base + o.child_count);
+	int program = fcntl((int)o.exec, F_DUPFD_CLOEXEC, above), number;
+
+	report = fcntl(report, F_DUPFD_CLOEXEC, above);
+	dup2(in, 0);
+	dup2(out, 1);
+	dup2(err, 2);
+	/* In rising order, and base < first: no source is overwritten before it has been copied. */
+	for (int i = 0; i < o.child_count; i++)
+		dup2((int)o.child_first + i, (int)o.child_base + i);
+	for (int fd = 3; fd < above; fd++)
+		if (fd < o.child_base || fd >= o.child_base + o.child_count)
+			close(fd);
+	signals_default();
+	syscall(SYS_execveat, program, "", child_argv, environ, AT_EMPTY_PATH);
+	number = errno;
+	(void)!write(report, &number, sizeof number);
+	_exit(127);
+}
+
+static void child_start(void)
+{
+	int in[2] = { 0, -1 }, out[2] = { -1, 1 }, err[2] = { -1, 2 }, report[2], number;
+
+	if (pipe2(report, O_CLOEXEC) < 0 || (!tty && o.want_stdin && pipe2(in, O_CLOEXEC) < 0)
+	    || (!tty && (pipe2(out, O_CLOEXEC) < 0 || pipe2(err, O_CLOEXEC) < 0)))
+		fail(FAIL_PIPE);
+	if (!tty) {
+		/* The container's user, who may be somebody else, opens /dev/stdout; nobody reaches these inodes but
+		 * by /proc/PID/fd, which has an access check of its own. */
+		fchmod(out[1], 0666);
+		fchmod(err[1], 0666);
+		fcntl(out[0], F_SETFL, O_NONBLOCK);
+		fcntl(err[0], F_SETFL, O_NONBLOCK);
+	}
+	if (in[1] >= 0) {
+		fchmod(in[0], 0666);
+		fcntl(in[1], F_SETFL, O_NONBLOCK);
+	}
+	stage0 = fork();
+	if (stage0 < 0)
+		fail(FAIL_FORK);
+	if (stage0 == 0)
+		child_main(in[0], out[1], err[1], report[1]);
+	close(report[1]);
+	if (in[1] >= 0)
+		close(in[0]);
+	if (!tty) {
+		close(out[1]);
+		close(err[1]);
+	}
+	for (int i = 0; i < o.child_count; i++)
+		close((int)o.child_first + i);
+	close((int)o.exec);
+	if (read(report[0], &number, sizeof number) == sizeof number) {
+		errno = number;
+		fail(FAIL_EXEC);
+	}
+	close(report[0]);
+	in_fd = in[1];
+	streams[0].fd = out[0];
+	streams[1].fd = err[0];
+}
+
+static void container_ended(int wait_status)
+{
+	exited = 1;
+	status = wait_status;
+	drain_until = now_ms() + DRAIN_MS;
+	for (struct stream *s = streams; s < streams + 2; s++)
+		ioctl(s->fd, FIONREAD, &s->owed);
+	in_eof = 1;
+	in_start = in_end = 0;
+	in_eot = 0;
+	hangup_until = 0;
+	close_fd(&in_fd);
+}
+
+/* Before "started" only stage 0 is reaped: the container's first process, its sibling by CLONE_PARENT, has to keep
+ * its status until we know which one it is. */
+static void reap(void)
+{
+	int wait_status;
+	pid_t pid;
+
+	if (!started && stage0_status < 0 && waitpid(stage0, &wait_status, WNOHANG) == stage0)
+		stage0_status = wait_status;
+	while (started && (pid = waitpid(-1, &wait_status, WNOHANG)) > 0)
+		if (pid == container && !exited)
+			container_ended(wait_status);
+}
+
+/* Ends every child, known or not, by /proc/PID/task/TID/children, which is read again after each death: stage 0 may
+ * have cloned in between. They are unreaped, so no pid can have been used again. */
+static void kill_children(void)
+{
+	char path[64], text[4096];
+
+	snprintf(path, sizeof path, "/proc/self/task/%d/children", getpid());
+	do {
+		int fd = open(path, O_RDONLY | O_CLOEXEC);
+		ssize_t n = read(fd, text, sizeof text - 1);
+
+		close(fd);
+		text[n > 0 ? n : 0] = 0;
+		for (char *at = text, *end; *at; at = end) {
+			long pid = strtol(at, &end, 10);
+
+			if (pid < 2)
+				break;
+			kill((pid_t)pid, SIGKILL);
+		}
+		if (fd < 0 && stage0_status < 0) /* no CONFIG_PROC_CHILDREN: init ends by itself when its channel does */
+			kill(stage0, SIGKILL);
+	} while (waitpid(-1, NULL, 0) > 0);
+}
+
+static _Noreturn void teardown(void)
+{
+	char score[16];
+
+	if (!teardown_argv[0])
+		_exit(0);
+	snprintf(score, sizeof score, "%d", oom_score);
+	oom_adjust(score);
+	prctl(PR_SET_CHILD_SUBREAPER, 0);
+	signals_default();
+	close_from(3);
+	execv(teardown_argv[0], teardown_argv);
+	_exit(1);
+}
+
+static void control_read(void)
+{
+	struct { uint8_t type; uint32_t pid; } __attribute__((packed)) message;
+	ssize_t n = recv(control, &message, sizeof message, MSG_DONTWAIT);
+	siginfo_t info;
+
+	if (n < 0 && errno == EAGAIN)
+		return;
+	if (n == sizeof message && message.type == 'A') {
+		kill_children();
+		_exit(0); /* Python is there, and cleans up itself */
+	}
+	if (n == sizeof message && message.type == 'S' && !started) {
+		pid_t pid = (pid_t)le32toh(message.pid);
+
+		if (pid < 2 || ((pid != stage0 || stage0_status < 0) && waitid(P_PID, (id_t)pid, &info, WEXITED | WNOHANG | WNOWAIT) < 0)) {
+			tell('E', ECHILD, FAIL_NOT_CHILD);
+			return;
+		}
+		container = pid;
+		started = 1;
+		if (write_pid_file() < 0)
+			tell('E', (uint32_t)errno, FAIL_PID_FILE);
+		else
+			tell('K', (uint32_t)container, 0);
+		if (pid == stage0 && stage0_status >= 0)
+			container_ended(stage0_status);
+		reap();
+		return;
+	}
+	close_fd(&control);
+	if (!started) { /* the command died before it had named the container: nothing may stay */
+		kill_children();
+		teardown();
+	}
+}
+
+static void signal_read(void)
+{
+	struct signalfd_siginfo info;
+
+	while (read(signals, &info, sizeof info) == sizeof info)
+		if (info.ssi_signo == SIGTERM && started && !exited)
+			kill(container, SIGTERM); /* unreaped, so the pid is still its own */
+	reap();
+}
+
+/* After the container's end: drain, record, tell, and go. Returns while there is something to wait for. */
+static void finish_step(void)
+{
+	int late = now_ms() >= drain_until;
+	int drained = stream_done(&streams[0]) && stream_done(&streams[1]) && (console < 0 || late);
+	uint32_t signal = WIFSIGNALED(status) ? (uint32_t)WTERMSIG(status) : 0;
+	uint32_t code = signal ? 128 + signal : (uint32_t)WEXITSTATUS(status), words[2] = { htole32(code), htole32(signal) };
+	char text[200], name[16] = "null";
+
+	if (!recorded && (drained || late)) {
+		if (signal)
+			sprintf(name, "%u", signal);
+		sprintf(text, "{\"version\":1,\"status\":%u,\"signal\":%s,\"finished\":\"%s\",\"log_dropped\":%lu}\n", code, name, stamp(),
+			log_dropped);
+		write_file(o.exit_dir, exit_name, text);
+		recorded = 1;
+	}
+	if (!drained)
+		return;
+	if (linger_until == 0) {
+		stream_close(&streams[0]);
+		stream_close(&streams[1]);
+		close_fd(&listener);
+		linger_until = now_ms() + LINGER_MS;
+		broadcast(S_EXIT, words, sizeof words);
+	}
+	if (owner->fd >= 0)
+		return; /* the foreground command tears down itself, and says so, or dies */
+	for (struct client *c = clients; c < clients + CLIENTS; c++)
+		if (c->fd >= 0 && c->greeted && c->pos < head && now_ms() < linger_until)
+			return;
+	if (done)
+		_exit(0);
+	teardown();
+}
+
+static int timeout_ms(void)
+{
+	long long at = !exited ? hangup_until : linger_until ? linger_until : drain_until, left = at - now_ms();
+
+	if (at == 0 || (linger_until && owner->fd >= 0))
+		return -1;
+	return left < 1 ? 20 : (int)left;
+}
+
+static _Noreturn void loop(void)
+{
+	enum { SIGNALS, CONTROL, LISTENER, CONSOLE, STDIN, OUT, CLIENT = OUT + 2, COUNT = CLIENT + CLIENTS };
+
+	for (;;) {
+		struct pollfd p[COUNT];
+		int pending;
+
+		if (exited)
+			finish_step();
+		if (in_eof && in_start == in_end)
+			stdin_write();
+		if (hangup_until && now_ms() >= hangup_until)
+			hangup_until = 0;
+		pending = in_start < in_end || in_eot;
+		ring_rewind();
+		p[SIGNALS] = (struct pollfd){ signals, POLLIN, 0 };
+		p[CONTROL] = (struct pollfd){ control, POLLIN, 0 };
+		p[LISTENER] = (struct pollfd){ listener, POLLIN, 0 };
+		p[CONSOLE] = (struct pollfd){ console, POLLIN, 0 };
+		/* A pipe is watched without data as well, for POLLERR: its reader has gone. */
+		p[STDIN] = (struct pollfd){ !tty || (pending && !hangup_until) ? in_fd : -1, pending ? POLLOUT : 0, 0 };
+		for (int i = 0; i < 2; i++)
+			p[OUT + i] = (struct pollfd){ may_read() && !hangup_until ? streams[i].fd : -1, POLLIN, 0 };
+		for (int i = 0; i < CLIENTS; i++) {
+			struct client *c = &clients[i];
+			int output = c->greeted && c->pos < head;
+
+			p[CLIENT + i] = (struct pollfd){ c->fd, (short)((stalled(c) ? 0 : POLLIN) | (output ? POLLOUT : 0)), 0 };
+		}
+		if (poll(p, COUNT, timeout_ms()) < 0)
+			continue;
+
+		if (p[STDIN].revents & POLLERR && !tty)
+			stdin_close();
+		else if (p[STDIN].revents)
+			stdin_write();
+		for (int i = 0; i < 2; i++) {
+			streams[i].quiet = p[OUT + i].fd >= 0 && !p[OUT + i].revents;
+			if (p[OUT + i].revents && may_read())
+				stream_read(&streams[i]);
+		}
+		for (int i = 0; i < CLIENTS; i++) {
+			struct client *c = &clients[i];
+
+			if (p[CLIENT + i].revents & POLLOUT)
+				client_write(c);
+			if (c->fd < 0)
+				continue;
+			if (p[CLIENT + i].events & POLLIN && p[CLIENT + i].revents & (POLLIN | POLLHUP | POLLERR))
+				client_read(c);
+			else if (p[CLIENT + i].revents & (POLLHUP | POLLERR))
+				drop(c);
+		}
+		if (p[CONSOLE].revents)
+			console_read();
+		if (p[LISTENER].revents)
+			client_accept();
+		if (p[CONTROL].revents)
+			control_read();
+		if (p[SIGNALS].revents)
+			signal_read();
+	}
+}
+
+/* NUMBERS EXIT-NAME PID-NAME LOG-NAME CHILD... '' TEARDOWN... */
+static void arguments(int argc, char **argv)
+{
+	long long *number = (long long *)&o, *end = number + sizeof o / sizeof *number;
+	char *at = argc > 4 ? argv[1] : "";
+
+	for (; number < end; number++, at++) {
+		char *from = at;
+
+		*number = strtoll(from, &at, 10);
+		if (at == from || *at != (number + 1 < end ? ',' : 0))
+			_exit(2);
+	}
+	if (o.version != VERSION || o.args < 1 || o.args > argc - 6 || o.log_files < 1 || o.child_base >= o.child_first)
+		_exit(2);
+	exit_name = argv[2];
+	pid_name = argv[3];
+	log_name = argv[4];
+	child_argv = argv + 5;
+	child_argv[o.args] = NULL; /* in place of the empty argument */
+	teardown_argv = child_argv + o.args + 1;
+	control = (int)o.control;
+	listener = (int)o.listener;
+	console = (int)o.console;
+	tty = console >= 0;
+}
+
+int main(int argc, char **argv)
+{
+	sigset_t mask;
+	pid_t pid;
+
+	arguments(argc, argv);
+	close_from((unsigned)o.last + 1);
+	for (int fd = 3; fd <= o.last; fd++)
+		fcntl(fd, F_SETFD, FD_CLOEXEC);
+	pid = fork();
+	if (pid < 0)
+		fail(FAIL_FORK);
+	if (pid > 0)
+		_exit(0); /* Python waits for this one; the daemon's parent is the host's reaper */
+
+	setsid();
+	(void)!chdir("/");
+	prctl(PR_SET_NAME, "pycontain-super");
+	prctl(PR_SET_CHILD_SUBREAPER, 1);
+	signals_default(); /* a caller that ignores SIGCHLD would have our children's status thrown away */
+	sigfillset(&mask);
+	for (int i = 0; i < 6; i++)
+		sigdelset(&mask, (int[]){ SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGABRT, SIGSYS }[i]);
+	sigprocmask(SIG_SETMASK, &mask, NULL);
+	sigemptyset(&mask);
+	sigaddset(&mask, SIGCHLD);
+	sigaddset(&mask, SIGTERM);
+	signals = signalfd(-1, &mask, SFD_CLOEXEC | SFD_NONBLOCK);
+	for (struct client *c = clients; c < clients + CLIENTS; c++)
+		c->fd = -1;
+	if (o.owner >= 0) { /* it sees the output from the first byte, before its own hello has come */
+		*owner = (struct client){ .fd = (int)o.owner, .greeted = 1, .flags = 0 };
+		send_hello(owner);
+	}
+	if (o.log_dir >= 0 && log_open() < 0)
+		fail(FAIL_LOG);
+	if (write_pid_file() < 0)
+		fail(FAIL_PID_FILE);
+	child_start();
+	/* Only now, so that the container inherits neither. -999, not -1000: the last to go, but not never. */
+	oom_score = oom_adjust(NULL);
+	oom_adjust("-999");
+	prctl(PR_SET_DUMPABLE, 0);
+	tell('R', (uint32_t)getpid(), (uint32_t)stage0);
+	loop();
+}

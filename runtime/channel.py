@@ -1,0 +1,58 @@
+"""The dialogue with init, over any stream descriptor: a socket pair here, a virtio port in a machine.
+
+``unshared → go → ready → start → (end of stream: the program runs) | failed``. Numbers as in init/protocol.h.
+"""
+
+from __future__ import annotations
+
+import os
+
+from pycontain.runtime.errors import PycontainError
+
+UNSHARED, GO, READY, START, EXITED, FAILED, DATA = 1, 2, 3, 4, 5, 6, 7
+NAMES = {1: "unshared", 2: "go", 3: "ready", 4: "start", 5: "exited", 6: "failed", 7: "data"}
+MAX_BYTES = 1 << 20
+
+
+class ChannelClosed(PycontainError):
+    """Init closed the channel where a message was due."""
+
+
+def send(fd: int, kind: int, payload: bytes = b"") -> None:
+    """Write one message; BrokenPipeError where init is gone."""
+    data = kind.to_bytes(4, "little") + len(payload).to_bytes(4, "little") + payload
+    while data:
+        data = data[os.write(fd, data) :]
+
+
+def receive(fd: int) -> tuple[int, bytes] | None:
+    """The next message, or None at the end of the stream. Raises PycontainError for a message out of bounds."""
+    head = _exactly(fd, 8)
+    if head is None:
+        return None
+    kind, size = int.from_bytes(head[:4], "little"), int.from_bytes(head[4:], "little")
+    if kind not in NAMES or size > MAX_BYTES:
+        raise PycontainError(f"init sent nonsense: found message {kind} of {size} bytes")
+    payload = _exactly(fd, size)
+    return None if payload is None else (kind, payload)
+
+
+def _exactly(fd: int, size: int) -> bytes | None:
+    data = b""
+    while len(data) < size:
+        try:
+            part = os.read(fd, size - len(data))
+        except ConnectionResetError:
+            return None
+        if not part:
+            return None
+        data += part
+    return data
+
+
+def failure(payload: bytes) -> tuple[int, int, str]:
+    """``(operation index, errno, detail)`` of a FAILED message; the detail names a system call or says what was found."""
+    if len(payload) < 8:
+        raise PycontainError("init sent nonsense: found a failure of less than 8 bytes")
+    error = int.from_bytes(payload[4:8], "little", signed=True)
+    return int.from_bytes(payload[:4], "little"), error, payload[8:].decode("utf-8", "replace")

@@ -1,0 +1,958 @@
+/* init: carries out an encoded plan, operation by operation.
+ *
+ * Python decides, this program obeys: no JSON, no defaults, no policy. It is started from a sealed
+ * memfd (the container can reach /proc/PID/exe; the seals answer CVE-2019-5736), reads the plan, and
+ *   stage 0  joins or prepares namespaces and clones the container's first process with CLONE_PARENT,
+ *            so that this process is a child of whoever started us, and leaves;
+ *   child    makes the container, says "ready", waits for "start", and becomes the container's program.
+ *
+ * Trust: the plan is trusted. What lies below the root file system is not: every path there is resolved
+ * with openat2(RESOLVE_IN_ROOT) against the root's file descriptor, then used as a descriptor.
+ *
+ *   argv: BASE COUNT     file descriptors BASE.. are: plan, channel, then what the plan names by number;
+ *                        3..BASE-1 are passed on to the container's program (--preserve-fds)
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <grp.h>
+#include <limits.h>
+#include <linux/bpf.h>
+#include <linux/capability.h>
+#include <linux/netlink.h>
+#include <linux/openat2.h>
+#include <linux/sched.h>
+#include <linux/seccomp.h>
+#include <linux/filter.h>
+#include <net/if.h>
+#include <poll.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/personality.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/sysmacros.h>
+#include <sys/un.h>
+#include <sys/vfs.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "plan.h"
+
+/* From linux/mount.h, which does not live together with sys/mount.h in every libc. */
+#define MS_BIND 4096
+#define MS_MOVE 8192
+#define MS_RDONLY 1
+#define MS_NOSUID 2
+#define MS_NODEV 4
+#define MS_NOEXEC 8
+#define MNT_DETACH 2
+#define OPEN_TREE_CLONE 1
+#define OPEN_TREE_CLOEXEC O_CLOEXEC
+#define MOVE_MOUNT_F_EMPTY_PATH 4
+#define MOVE_MOUNT_T_EMPTY_PATH 0x40
+#define FSMOUNT_CLOEXEC 1
+#define FSOPEN_CLOEXEC 1
+#define FSCONFIG_CMD_CREATE 6
+#define MOUNT_ATTR_RDONLY 1
+#ifndef AT_RECURSIVE
+#define AT_RECURSIVE 0x8000
+#endif
+#ifndef CLOSE_RANGE_CLOEXEC
+#define CLOSE_RANGE_CLOEXEC 4
+#endif
+#ifndef TIOCGPTPEER
+#define TIOCGPTPEER 0x5441
+#endif
+#define DEVPTS_MAGIC 0x1cd1
+#define PROC_MAGIC 0x9fa0
+#define KEYCTL_JOIN_SESSION_KEYRING 1
+#define REAP 1u
+
+struct mount_attr_ {
+	uint64_t set, clear, propagation, userns_fd;
+};
+
+int mount(const char *, const char *, const char *, unsigned long, const void *);
+int umount2(const char *, int);
+
+static int channel = -1;      /* the dialogue with Python */
+static int root = -1;         /* the container's root directory, O_PATH */
+static int procfs = -1;       /* our own procfs, attached nowhere */
+static uint32_t op_index;     /* what "failed" reports */
+static char state[65536];     /* the container's state, for the hooks: payload of go and start */
+static uint32_t state_bytes;
+
+static void send_message(uint32_t type, const void *payload, uint32_t n)
+{
+	uint32_t head[2] = { type, n };
+	struct iovec v[2] = { { head, 8 }, { (void *)payload, n } };
+
+	/* A short write means that nobody listens any more; the next read says so. */
+	for (;;) {
+		ssize_t w = sendmsg(channel, &(struct msghdr){ .msg_iov = v, .msg_iovlen = 2 }, MSG_NOSIGNAL);
+		if (w < 0 && errno == EINTR)
+			continue;
+		for (int i = 0; i < 2 && w > 0; i++) {
+			size_t part = (size_t)w < v[i].iov_len ? (size_t)w : v[i].iov_len;
+			v[i].iov_base = (char *)v[i].iov_base + part;
+			v[i].iov_len -= part;
+			w -= part;
+		}
+		if (w < 0 || v[0].iov_len + v[1].iov_len == 0)
+			return;
+	}
+}
+
+static _Noreturn void fail(int error, const char *detail)
+{
+	char payload[8 + 128];
+	size_t n = strnlen(detail, 128);
+
+	memcpy(payload, &op_index, 4);
+	memcpy(payload + 4, &error, 4);
+	memcpy(payload + 8, detail, n);
+	send_message(MSG_failed, payload, 8 + n);
+	_exit(125);
+}
+
+#define TRY(call) __extension__({ long r_ = (long)(call); if (r_ < 0) fail(errno, #call); r_; })
+
+static void read_exactly(void *to, size_t n)
+{
+	char *p = to;
+
+	while (n) {
+		ssize_t r = read(channel, p, n);
+		if (r < 0 && errno == EINTR)
+			continue;
+		if (r <= 0)
+			_exit(125); /* Python is gone: nobody is left to tell */
+		p += r;
+		n -= r;
+	}
+}
+
+static void await_message(uint32_t type)
+{
+	uint32_t head[2];
+
+	read_exactly(head, 8);
+	if (head[0] != type || head[1] > sizeof state)
+		fail(EPROTO, "unexpected message");
+	state_bytes = head[1];
+	read_exactly(state, state_bytes);
+}
+
+/* ---- arguments (plan_valid has checked them) ---- */
+
+static uint64_t u_(struct cursor *a)
+{
+	uint64_t v = 0;
+	if (!take(a, &v, 8))
+		_exit(125);
+	return v;
+}
+
+static const char *s_(struct cursor *a)
+{
+	const char *s;
+	if (!take_string(a, &s))
+		_exit(125);
+	return s;
+}
+
+static const char *b_(struct cursor *a, uint32_t *n)
+{
+	const char *s;
+	if (!take_bytes(a, &s, n))
+		_exit(125);
+	return s;
+}
+
+static char **l_(struct cursor *a)
+{
+	uint32_t n;
+	if (!take(a, &n, 4))
+		_exit(125);
+	char **list = mmap(NULL, (n + 1) * sizeof *list, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	if (list == MAP_FAILED)
+		fail(errno, "memory for arguments");
+	for (uint32_t i = 0; i < n; i++)
+		list[i] = (char *)s_(a);
+	list[n] = NULL;
+	return list;
+}
+
+/* ---- paths below the root ---- */
+
+static int open_at(int dir, const char *path, uint64_t flags, uint64_t mode, uint64_t resolve)
+{
+	struct open_how how = { .flags = flags | O_CLOEXEC, .mode = mode, .resolve = resolve };
+	long fd = -1;
+
+	/* EAGAIN: a rename or mount raced with the walk and the kernel could not prove that it stayed inside. */
+	for (int i = 0; i < 128; i++) {
+		fd = syscall(SYS_openat2, dir, path, &how, sizeof how);
+		if (fd >= 0 || errno != EAGAIN)
+			break;
+	}
+	return fd;
+}
+
+static int in_root(const char *path, uint64_t flags)
+{
+	return open_at(root, path, flags, 0, RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS);
+}
+
+/* The directory that holds the last component of path, made if missing; *name is that component. */
+static int parent_of(const char *path, char name[NAME_MAX + 1])
+{
+	char walk[PATH_MAX];
+	size_t n = strlen(path);
+
+	while (n && path[n - 1] == '/')
+		n--;
+	if (n >= sizeof walk)
+		return errno = ENAMETOOLONG, -1;
+	memcpy(walk, path, n);
+	walk[n] = '\0';
+	int dir = in_root("/", O_PATH | O_DIRECTORY);
+	for (char *at = walk; dir >= 0;) {
+		while (*at == '/')
+			at++;
+		char *slash = strchr(at, '/');
+		size_t len = slash ? (size_t)(slash - at) : strlen(at);
+		if (len == 0 || len > NAME_MAX)
+			return close(dir), errno = len ? ENAMETOOLONG : EINVAL, -1;
+		memcpy(name, at, len);
+		name[len] = '\0';
+		if (!slash)
+			return dir;
+		*slash = '\0';
+		int below = in_root(walk, O_PATH | O_DIRECTORY);
+		if (below < 0 && errno == ENOENT) {
+			if (mkdirat(dir, name, 0755) < 0 && errno != EEXIST)
+				return close(dir), -1;
+			below = open_at(dir, name, O_PATH | O_DIRECTORY | O_NOFOLLOW, 0, RESOLVE_BENEATH);
+		}
+		*slash = '/';
+		at = slash + 1;
+		close(dir);
+		dir = below;
+	}
+	return -1;
+}
+
+/* An O_PATH descriptor of a mount point, made if missing. proc and sysfs take no symbolic link on the way. */
+static int mount_point(const char *path, bool directory, bool no_symlinks)
+{
+	char name[NAME_MAX + 1];
+	uint64_t resolve = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS | (no_symlinks ? RESOLVE_NO_SYMLINKS : 0);
+	int fd = open_at(root, path, O_PATH | (directory ? O_DIRECTORY : 0), 0, resolve);
+
+	if (fd >= 0 || errno != ENOENT)
+		return fd;
+	int dir = parent_of(path, name);
+	if (dir < 0)
+		return -1;
+	if (directory) {
+		if (mkdirat(dir, name, 0755) < 0 && errno != EEXIST)
+			return -1;
+	} else {
+		int made = open_at(dir, name, O_CREAT | O_EXCL | O_WRONLY | O_NOFOLLOW, 0644, RESOLVE_BENEATH);
+		if (made < 0)
+			return -1;
+		close(made);
+	}
+	fd = open_at(dir, name, O_PATH | O_NOFOLLOW | (directory ? O_DIRECTORY : 0), 0, RESOLVE_BENEATH);
+	close(dir);
+	return fd;
+}
+
+static const char *fd_path(int fd)
+{
+	static char path[32];
+	snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
+	return path;
+}
+
+static void attach(int tree, int target)
+{
+	TRY(syscall(SYS_move_mount, tree, "", target, "", MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH));
+	close(tree);
+	close(target);
+}
+
+static int clone_tree(int fd, bool recursive)
+{
+	return TRY(syscall(SYS_open_tree, fd, "",
+			   AT_EMPTY_PATH | OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | (recursive ? AT_RECURSIVE : 0)));
+}
+
+static void set_attr(int fd, struct mount_attr_ *attr, bool recursive)
+{
+	TRY(syscall(SYS_mount_setattr, fd, "", AT_EMPTY_PATH | (recursive ? AT_RECURSIVE : 0), attr, sizeof *attr));
+}
+
+/* ---- operations ---- */
+
+static void op_write(struct cursor *a)
+{
+	int fd = TRY(open(s_(a), O_WRONLY | O_CLOEXEC));
+	const char *data = s_(a);
+	TRY(write(fd, data, strlen(data)));
+	close(fd);
+}
+
+static void op_device_filter(struct cursor *a)
+{
+	uint32_t n;
+	const char *program = b_(a, &n);
+	int cgroup = u_(a);
+	union bpf_attr load = { .prog_type = BPF_PROG_TYPE_CGROUP_DEVICE, .insn_cnt = n / sizeof(struct bpf_insn),
+				.insns = (uintptr_t)program, .license = (uintptr_t) "GPL" };
+	int prog = TRY(syscall(SYS_bpf, BPF_PROG_LOAD, &load, sizeof load));
+	union bpf_attr attach_ = { .target_fd = cgroup, .attach_bpf_fd = prog, .attach_type = BPF_CGROUP_DEVICE,
+				   .attach_flags = BPF_F_ALLOW_MULTI };
+	TRY(syscall(SYS_bpf, BPF_PROG_ATTACH, &attach_, sizeof attach_));
+	close(prog);
+}
+
+/* exit_signal stays 0: with CLONE_PARENT the kernel takes our own. */
+static void op_clone(struct cursor *a)
+{
+	uint64_t flags = u_(a), cgroup = u_(a);
+	struct clone_args args = { .flags = flags | CLONE_PARENT };
+
+	if (cgroup != NO_FD) {
+		args.flags |= CLONE_INTO_CGROUP;
+		args.cgroup = cgroup;
+	}
+	uint32_t pid = TRY(syscall(SYS_clone3, &args, sizeof args));
+	if (pid == 0)
+		return;
+	send_message(MSG_unshared, &pid, 4);
+	_exit(0);
+}
+
+static void op_procfs(void)
+{
+	int fs = TRY(syscall(SYS_fsopen, "proc", FSOPEN_CLOEXEC));
+	TRY(syscall(SYS_fsconfig, fs, FSCONFIG_CMD_CREATE, NULL, NULL, 0));
+	procfs = TRY(syscall(SYS_fsmount, fs, FSMOUNT_CLOEXEC, 0));
+	close(fs);
+}
+
+static void procfs_write(const char *path, const char *value)
+{
+	int fd = TRY(open_at(procfs, path, O_WRONLY, 0, RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_XDEV));
+	TRY(write(fd, value, strlen(value)));
+	close(fd);
+}
+
+static void op_sysctl(struct cursor *a)
+{
+	char path[PATH_MAX];
+	const char *key = s_(a);
+	snprintf(path, sizeof path, "sys/%s", key);
+	procfs_write(path, s_(a));
+}
+
+static void op_oom_score(struct cursor *a)
+{
+	char path[64];
+	/* "self" is a symbolic link in procfs; we are asked for by number instead. */
+	ssize_t n = TRY(readlinkat(procfs, "self", path, 32));
+	memcpy(path + n, "/oom_score_adj", 15);
+	procfs_write(path, s_(a));
+}
+
+static void op_root_bind(struct cursor *a)
+{
+	const char *path = s_(a);
+	/* pivot_root wants a mount point; the bind also makes the flags of the root mount our own. */
+	int dir = TRY(open(path, O_PATH | O_DIRECTORY | O_CLOEXEC));
+	attach(clone_tree(dir, true), dir);
+	root = TRY(open(path, O_PATH | O_DIRECTORY | O_CLOEXEC));
+}
+
+static void op_root_overlay(struct cursor *a)
+{
+	const char *target = s_(a), *cwd = s_(a), *options = s_(a);
+	/* mount(2) takes one page of options: relative lower directories make room for 127 layers. */
+	TRY(chdir(cwd));
+	TRY(mount("overlay", target, "overlay", 0, options));
+	TRY(chdir("/"));
+	root = TRY(open(target, O_PATH | O_DIRECTORY | O_CLOEXEC));
+}
+
+static void op_mount(struct cursor *a)
+{
+	const char *source = s_(a), *target = s_(a), *type = s_(a);
+	uint64_t flags = u_(a);
+	const char *data = s_(a);
+	int fd = TRY(mount_point(target, true, u_(a)));
+	TRY(mount(source, fd_path(fd), type, flags, *data ? data : NULL));
+	close(fd);
+}
+
+static void op_bind(struct cursor *a)
+{
+	const char *source = s_(a), *target = s_(a);
+	bool recursive = u_(a);
+	struct stat st;
+	int tree = TRY(syscall(SYS_open_tree, AT_FDCWD, source,
+			       OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | (recursive ? AT_RECURSIVE : 0)));
+	TRY(fstat(tree, &st));
+	int at = TRY(mount_point(target, S_ISDIR(st.st_mode), false));
+	attach(tree, at);
+}
+
+static void op_attr(struct cursor *a)
+{
+	const char *target = s_(a);
+	struct mount_attr_ attr = { 0 };
+	attr.set = u_(a);
+	attr.clear = u_(a);
+	attr.propagation = u_(a);
+	int fd = TRY(in_root(target, O_PATH));
+	set_attr(fd, &attr, u_(a));
+	close(fd);
+}
+
+static void op_mkdir(struct cursor *a)
+{
+	char name[NAME_MAX + 1];
+	const char *path = s_(a);
+	mode_t mode = u_(a);
+	uid_t uid = u_(a);
+	gid_t gid = u_(a);
+
+	int there = in_root(path, O_PATH | O_DIRECTORY);
+	if (there >= 0) {
+		close(there);
+		return;
+	}
+	int dir = TRY(parent_of(path, name));
+	TRY(mkdirat(dir, name, mode));
+	int fd = TRY(open_at(dir, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW, 0, RESOLVE_BENEATH));
+	TRY(fchown(fd, uid, gid));
+	TRY(fchmod(fd, mode));
+	close(fd);
+	close(dir);
+}
+
+static void op_symlink(struct cursor *a)
+{
+	char name[NAME_MAX + 1];
+	const char *target = s_(a);
+	int dir = TRY(parent_of(s_(a), name));
+	if (symlinkat(target, dir, name) < 0 && errno != EEXIST)
+		fail(errno, "symlinkat");
+	close(dir);
+}
+
+static void op_mknod(struct cursor *a)
+{
+	char name[NAME_MAX + 1];
+	const char *path = s_(a);
+	mode_t mode = u_(a);
+	dev_t dev = u_(a);
+	uid_t uid = u_(a);
+	gid_t gid = u_(a);
+	int dir = TRY(parent_of(path, name));
+
+	if (mknodat(dir, name, mode, dev) < 0) {
+		struct stat st;
+		if (errno != EEXIST)
+			fail(errno, "mknodat");
+		/* There already: leave it only if it is that very device. */
+		TRY(fstatat(dir, name, &st, AT_SYMLINK_NOFOLLOW));
+		if ((st.st_mode & S_IFMT) != (mode & S_IFMT) || (!S_ISFIFO(mode) && st.st_rdev != dev)) {
+			TRY(unlinkat(dir, name, 0));
+			TRY(mknodat(dir, name, mode, dev));
+		}
+	}
+	int fd = TRY(open_at(dir, name, O_PATH | O_NOFOLLOW, 0, RESOLVE_BENEATH));
+	/* Not fchmodat(2), which follows links; through our own descriptor there is none to follow. */
+	TRY(chmod(fd_path(fd), mode & 07777));
+	TRY(fchownat(fd, "", uid, gid, AT_EMPTY_PATH));
+	close(fd);
+	close(dir);
+}
+
+static void op_mask(struct cursor *a)
+{
+	struct stat st;
+	int at = in_root(s_(a), O_PATH);
+
+	if (at < 0 && (errno == ENOENT || errno == ENOTDIR))
+		return;
+	if (at < 0 || fstat(at, &st) < 0)
+		fail(errno, "open");
+	if (S_ISDIR(st.st_mode)) {
+		TRY(mount("tmpfs", fd_path(at), "tmpfs", MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC, "size=0k,nr_inodes=1"));
+		close(at);
+		return;
+	}
+	/* The host's /dev/null, and only if it is the null device (CVE-2025-31133). */
+	int null = TRY(open("/dev/null", O_PATH | O_NOFOLLOW | O_CLOEXEC));
+	TRY(fstat(null, &st));
+	if (!S_ISCHR(st.st_mode) || st.st_rdev != makedev(1, 3))
+		fail(ENODEV, "/dev/null of the host is not the null device");
+	attach(clone_tree(null, false), at);
+	close(null);
+}
+
+static void op_readonly(struct cursor *a)
+{
+	struct mount_attr_ attr = { .set = MOUNT_ATTR_RDONLY };
+	int at = in_root(s_(a), O_PATH);
+
+	if (at < 0 && (errno == ENOENT || errno == ENOTDIR))
+		return;
+	if (at < 0)
+		fail(errno, "open");
+	int tree = clone_tree(at, true);
+	set_attr(tree, &attr, true);
+	attach(tree, at);
+}
+
+static void op_loopback(void)
+{
+	struct ifreq request = { .ifr_name = "lo" };
+	int fd = TRY(socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0));
+	TRY(ioctl(fd, SIOCGIFFLAGS, &request));
+	request.ifr_flags |= IFF_UP;
+	TRY(ioctl(fd, SIOCSIFFLAGS, &request));
+	close(fd);
+}
+
+static void op_netlink(struct cursor *a)
+{
+	uint32_t n;
+	char reply[8192] __attribute__((aligned(8)));
+
+	s_(a); /* the description is for people */
+	const char *request = b_(a, &n);
+	int fd = TRY(socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, 0));
+	struct sockaddr_nl kernel = { .nl_family = AF_NETLINK };
+	TRY(sendto(fd, request, n, 0, (struct sockaddr *)&kernel, sizeof kernel));
+	ssize_t got = TRY(recv(fd, reply, sizeof reply, 0));
+	struct nlmsghdr *head = (struct nlmsghdr *)reply;
+	struct nlmsgerr *ack = NLMSG_DATA(head);
+	if ((size_t)got < sizeof *head + sizeof ack->error || head->nlmsg_type != NLMSG_ERROR)
+		fail(EPROTO, "no acknowledgement");
+	if (ack->error)
+		fail(-ack->error, "rtnetlink");
+	close(fd);
+}
+
+static void op_pivot(void)
+{
+	/* "." on ".": the old root ends up below the new one, at the same place, and is detached from there. */
+	TRY(fchdir(root));
+	TRY(syscall(SYS_pivot_root, ".", "."));
+	TRY(umount2(".", MNT_DETACH));
+	TRY(chdir("/"));
+	close(root);
+	root = TRY(open("/", O_PATH | O_DIRECTORY | O_CLOEXEC));
+}
+
+static void op_move_root(void)
+{
+	TRY(fchdir(root));
+	TRY(mount(".", "/", NULL, MS_MOVE, NULL));
+	TRY(chroot("."));
+	TRY(chdir("/"));
+}
+
+static void op_chroot(void)
+{
+	TRY(fchdir(root));
+	TRY(chroot("."));
+	TRY(chdir("/"));
+}
+
+static void op_ready(struct cursor *a)
+{
+	uint64_t listener = u_(a);
+
+	send_message(MSG_ready, NULL, 0);
+	if (listener != NO_FD) {
+		close(channel);
+		channel = accept4(listener, NULL, NULL, SOCK_CLOEXEC);
+		if (channel < 0)
+			_exit(125);
+		close(listener);
+	}
+	await_message(MSG_start);
+}
+
+static void op_hook(struct cursor *a)
+{
+	const char *path = s_(a);
+	char **argv = l_(a), **env = l_(a);
+	uint64_t timeout = u_(a); /* seconds; 0: none */
+	int in[2], status;
+
+	TRY(pipe2(in, O_CLOEXEC));
+	pid_t pid = TRY(fork());
+	if (pid == 0) {
+		dup2(in[0], 0);
+		execve(path, argv, env);
+		_exit(127);
+	}
+	close(in[0]);
+	signal(SIGPIPE, SIG_IGN);
+	/* A pipe holds 64 KiB, as much as the state may have: this never blocks. */
+	if (write(in[1], state, state_bytes) < 0 && errno != EPIPE)
+		fail(errno, "state to hook");
+	close(in[1]);
+	signal(SIGPIPE, SIG_DFL);
+	if (timeout) {
+		int fd = TRY(syscall(SYS_pidfd_open, pid, 0));
+		struct pollfd p = { .fd = fd, .events = POLLIN };
+		if (poll(&p, 1, timeout * 1000) == 0) {
+			kill(pid, SIGKILL);
+			waitpid(pid, NULL, 0);
+			fail(ETIMEDOUT, "hook killed after its timeout");
+		}
+		close(fd);
+	}
+	TRY(waitpid(pid, &status, 0));
+	if (status) {
+		char text[64];
+		snprintf(text, sizeof text, WIFEXITED(status) ? "exit status %d" : "killed by signal %d",
+			 WIFEXITED(status) ? WEXITSTATUS(status) : WTERMSIG(status));
+		fail(0, text);
+	}
+}
+
+static void op_terminal(struct cursor *a)
+{
+	int console = u_(a);
+	struct winsize size = { 0 };
+	struct statfs fs;
+	struct stat st;
+	size.ws_row = u_(a);
+	size.ws_col = u_(a);
+	uid_t uid = u_(a);
+	bool bind = u_(a);
+
+	/* The multiplexer of the container's own devpts, proven to be one; the peer by ioctl, never by
+	 * the name /dev/pts/N, which the image could have planted (CVE-2025-52565). */
+	int master = TRY(in_root("/dev/pts/ptmx", O_RDWR | O_NOCTTY));
+	TRY(fstatfs(master, &fs));
+	TRY(fstat(master, &st));
+	if (fs.f_type != DEVPTS_MAGIC || st.st_rdev != makedev(5, 2))
+		fail(ENODEV, "/dev/pts/ptmx is not a pseudo-terminal multiplexer");
+	int zero = 0;
+	TRY(ioctl(master, TIOCSPTLCK, &zero));
+	int slave = TRY(ioctl(master, TIOCGPTPEER, O_RDWR | O_NOCTTY | O_CLOEXEC));
+	TRY(fchown(slave, uid, -1));
+	if (size.ws_row || size.ws_col)
+		TRY(ioctl(slave, TIOCSWINSZ, &size));
+	if (bind) {
+		int at = TRY(mount_point("/dev/console", false, true));
+		attach(clone_tree(slave, false), at);
+	}
+	char control[CMSG_SPACE(sizeof(int))] = { 0 };
+	struct iovec text = { "/dev/pts/ptmx", 13 };
+	struct msghdr message = { .msg_iov = &text, .msg_iovlen = 1, .msg_control = control, .msg_controllen = sizeof control };
+	struct cmsghdr *rights = CMSG_FIRSTHDR(&message);
+	rights->cmsg_level = SOL_SOCKET;
+	rights->cmsg_type = SCM_RIGHTS;
+	rights->cmsg_len = CMSG_LEN(sizeof(int));
+	memcpy(CMSG_DATA(rights), &master, sizeof master);
+	TRY(sendmsg(console, &message, MSG_NOSIGNAL));
+	close(master);
+	close(console);
+	for (int fd = 0; fd < 3; fd++)
+		TRY(dup2(slave, fd));
+	TRY(ioctl(0, TIOCSCTTY, 0));
+	if (slave > 2)
+		close(slave);
+}
+
+static void op_chdir(struct cursor *a)
+{
+	char cwd[PATH_MAX];
+	const char *path = s_(a);
+	bool may_fail = u_(a);
+
+	if (chdir(path) < 0) {
+		if (may_fail && (errno == EACCES || errno == EPERM))
+			return;
+		fail(errno, "chdir");
+	}
+	/* Outside our root the kernel answers "(unreachable)/..." (CVE-2024-21626). */
+	if (syscall(SYS_getcwd, cwd, sizeof cwd) < 0 || cwd[0] != '/')
+		fail(EXDEV, "the working directory is outside the container's root");
+}
+
+static void op_user(struct cursor *a)
+{
+	uid_t uid = u_(a);
+	gid_t gid = u_(a);
+
+	TRY(prctl(PR_SET_KEEPCAPS, 1, 0, 0, 0));
+	TRY(syscall(SYS_setresgid, gid, gid, gid));
+	TRY(syscall(SYS_setresuid, uid, uid, uid));
+}
+
+static void op_bounding(struct cursor *a)
+{
+	uint64_t keep = u_(a);
+
+	for (int cap = 0; cap < 64; cap++) {
+		if (prctl(PR_CAPBSET_READ, cap, 0, 0, 0) < 0)
+			break; /* the last one that this kernel knows is behind us */
+		if (!(keep >> cap & 1))
+			TRY(prctl(PR_CAPBSET_DROP, cap, 0, 0, 0));
+	}
+}
+
+static void op_caps(struct cursor *a)
+{
+	uint64_t effective = u_(a), permitted = u_(a), inheritable = u_(a);
+	struct __user_cap_header_struct head = { .version = _LINUX_CAPABILITY_VERSION_3 };
+	struct __user_cap_data_struct data[2] = {
+		{ (uint32_t)effective, (uint32_t)permitted, (uint32_t)inheritable },
+		{ (uint32_t)(effective >> 32), (uint32_t)(permitted >> 32), (uint32_t)(inheritable >> 32) },
+	};
+	TRY(syscall(SYS_capset, &head, data));
+}
+
+static void op_ambient(struct cursor *a)
+{
+	uint64_t mask = u_(a);
+
+	for (int cap = 0; cap < 64; cap++)
+		if (mask >> cap & 1)
+			TRY(prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, cap, 0, 0));
+}
+
+static void op_seccomp(struct cursor *a)
+{
+	uint32_t n;
+	const char *program = b_(a, &n);
+	struct sock_fprog filter = { .len = n / sizeof(struct sock_filter), .filter = (struct sock_filter *)program };
+	TRY(syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, u_(a), &filter));
+}
+
+static void op_read(struct cursor *a)
+{
+	static char data[4 + MESSAGE_MAX_BYTES];
+	uint32_t error = 0, n = 0;
+	const char *path = s_(a);
+	uint64_t limit = u_(a);
+	/* O_NONBLOCK: a fifo planted by the image must not hold us. */
+	int fd = in_root(path, O_RDONLY | O_NONBLOCK | O_NOCTTY);
+	struct stat st;
+
+	if (limit > MESSAGE_MAX_BYTES - 4)
+		limit = MESSAGE_MAX_BYTES - 4;
+	if (fd < 0 || fstat(fd, &st) < 0)
+		error = errno;
+	else if (!S_ISREG(st.st_mode))
+		error = EINVAL;
+	while (!error && n < limit) {
+		ssize_t r = read(fd, data + 4 + n, limit - n);
+		if (r <= 0) {
+			error = r < 0 ? errno : 0;
+			break;
+		}
+		n += r;
+	}
+	memcpy(data, &error, 4);
+	send_message(MSG_data, data, 4 + (error ? 0 : n));
+	close(fd);
+}
+
+/* pid 1 of --init: pass signals on, reap what is left over, end as the program ends. */
+static _Noreturn void reap(pid_t program)
+{
+	sigset_t all;
+	int status;
+
+	syscall(SYS_close_range, 3, ~0u, 0);
+	sigfillset(&all);
+	for (;;) {
+		siginfo_t info;
+		int sig = sigwaitinfo(&all, &info);
+		if (sig > 0 && sig != SIGCHLD)
+			kill(program, sig);
+		for (pid_t pid; (pid = waitpid(-1, &status, WNOHANG)) > 0;)
+			if (pid == program)
+				_exit(WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status));
+	}
+}
+
+static void op_exec(struct cursor *a)
+{
+	const char *file = s_(a);
+	char **argv = l_(a), **env = l_(a), **e = env;
+	uint64_t flags = u_(a);
+	char path[PATH_MAX];
+	int error = ENOENT;
+
+	if (flags & REAP) {
+		sigset_t all, none;
+		sigfillset(&all);
+		sigemptyset(&none);
+		sigprocmask(SIG_SETMASK, &all, NULL);
+		pid_t pid = TRY(fork());
+		if (pid)
+			reap(pid);
+		setpgid(0, 0);
+		tcsetpgrp(0, getpid()); /* blocked SIGTTOU: allowed from the background; no terminal: no matter */
+		sigprocmask(SIG_SETMASK, &none, NULL);
+	}
+	if (strchr(file, '/')) {
+		execve(file, argv, env);
+		fail(errno, "execve");
+	}
+	while (*e && strncmp(*e, "PATH=", 5))
+		e++;
+	for (const char *dir = *e ? *e + 5 : "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"; *file; dir++) {
+		int n = strcspn(dir, ":");
+		if (n && snprintf(path, sizeof path, "%.*s/%s", n, dir, file) < (int)sizeof path) {
+			execve(path, argv, env);
+			if (errno == ENOENT || errno == ENOTDIR)
+				;
+			else if (errno == EACCES)
+				error = EACCES; /* go on looking, as execvp(3) does */
+			else
+				fail(errno, "execve");
+		}
+		dir += n;
+		if (!*dir)
+			break;
+	}
+	fail(error, "not found in $PATH");
+}
+
+static void carry_out(uint32_t code, struct cursor *a)
+{
+	uint32_t n;
+	const char *s;
+
+	switch (code) {
+	case OP_setns: {
+		int fd = u_(a);
+		TRY(setns(fd, u_(a)));
+		break;
+	}
+	case OP_unshare: TRY(unshare(u_(a))); break;
+	case OP_write: op_write(a); break;
+	case OP_device_filter: op_device_filter(a); break;
+	case OP_clone: op_clone(a); break;
+	/* One thread that moves itself through v1's "tasks" takes no lock over all thread groups. */
+	case OP_join: TRY(write(u_(a), "0", 1)); break;
+	case OP_sync: await_message(MSG_go); break;
+	case OP_userns_root:
+		TRY(syscall(SYS_setresgid, 0, 0, 0));
+		TRY(syscall(SYS_setresuid, 0, 0, 0));
+		break;
+	case OP_procfs: op_procfs(); break;
+	case OP_propagation:
+		s = s_(a);
+		TRY(mount(NULL, s, NULL, u_(a), NULL));
+		break;
+	case OP_root_bind: op_root_bind(a); break;
+	case OP_root_overlay: op_root_overlay(a); break;
+	case OP_mount: op_mount(a); break;
+	case OP_bind: op_bind(a); break;
+	case OP_attr: op_attr(a); break;
+	case OP_mkdir: op_mkdir(a); break;
+	case OP_symlink: op_symlink(a); break;
+	case OP_mknod: op_mknod(a); break;
+	case OP_mask: op_mask(a); break;
+	case OP_readonly: op_readonly(a); break;
+	case OP_sysctl: op_sysctl(a); break;
+	case OP_hostname: s = s_(a); TRY(sethostname(s, strlen(s))); break;
+	case OP_domainname: s = s_(a); TRY(setdomainname(s, strlen(s))); break;
+	case OP_loopback: op_loopback(); break;
+	case OP_netlink: op_netlink(a); break;
+	case OP_pivot: op_pivot(); break;
+	case OP_move_root: op_move_root(); break;
+	case OP_chroot: op_chroot(); break;
+	case OP_ready: op_ready(a); break;
+	case OP_hook: op_hook(a); break;
+	case OP_session: TRY(setsid()); break;
+	case OP_terminal: op_terminal(a); break;
+	case OP_keyring: TRY(syscall(SYS_keyctl, KEYCTL_JOIN_SESSION_KEYRING, s_(a))); break;
+	case OP_chdir: op_chdir(a); break;
+	case OP_umask: umask(u_(a)); break;
+	case OP_rlimit: {
+		int resource = u_(a);
+		struct rlimit limit;
+		limit.rlim_cur = u_(a);
+		limit.rlim_max = u_(a);
+		TRY(setrlimit(resource, &limit));
+		break;
+	}
+	case OP_oom_score: op_oom_score(a); break;
+	case OP_groups: s = b_(a, &n); TRY(syscall(SYS_setgroups, n / 4, n ? s : NULL)); break;
+	case OP_user: op_user(a); break;
+	case OP_bounding: op_bounding(a); break;
+	case OP_caps: op_caps(a); break;
+	case OP_ambient: op_ambient(a); break;
+	case OP_no_new_privs: TRY(prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)); break;
+	case OP_seccomp: op_seccomp(a); break;
+	case OP_personality: TRY(personality(u_(a))); break;
+	case OP_read: op_read(a); break;
+	case OP_exec: op_exec(a); break;
+	case OP_enter_root: root = TRY(open("/", O_PATH | O_DIRECTORY | O_CLOEXEC)); break;
+	}
+}
+
+int main(int argc, char **argv)
+{
+	unsigned base = argc == 3 ? atoi(argv[1]) : 0, count = argc == 3 ? atoi(argv[2]) : 0;
+	struct cursor ops = { 0 }, args;
+	struct stat st;
+	uint32_t total = 0, code;
+	sigset_t none;
+
+	if (base < 3 || count < 2) {
+		static const char usage[] = "pycontain-init is started by pycontain, with a plan\n";
+		if (write(2, usage, sizeof usage - 1) < 0)
+			return 125;
+		return 125;
+	}
+	/* Nobody in the container may ptrace us or read our descriptors (CVE-2016-9962); none but ours survive. */
+	prctl(PR_SET_DUMPABLE, 0, 0, 0, 0);
+	syscall(SYS_close_range, base + count, ~0u, 0);
+	syscall(SYS_close_range, base, ~0u, CLOSE_RANGE_CLOEXEC);
+	channel = base + 1;
+	for (int sig = 1; sig < NSIG; sig++)
+		signal(sig, SIG_DFL); /* Python ignores SIGPIPE and SIGXFSZ, and exec keeps that */
+	sigemptyset(&none);
+	sigprocmask(SIG_SETMASK, &none, NULL);
+	TRY(fstat(base, &st));
+	if ((uint64_t)st.st_size > PLAN_MAX_BYTES)
+		fail(E2BIG, "plan");
+	char *plan = mmap(NULL, st.st_size + 1, PROT_READ | PROT_WRITE, MAP_PRIVATE, base, 0);
+	if (plan == MAP_FAILED)
+		fail(errno, "plan");
+	close(base);
+	if (!plan_valid(plan, st.st_size, &ops, &total))
+		fail(EBADMSG, "plan");
+	for (op_index = 0; op_index < total; op_index++) {
+		if (!next_op(&ops, &code, &args))
+			fail(EBADMSG, "plan");
+		carry_out(code, &args);
+	}
+	return 0;
+}

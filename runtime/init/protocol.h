@@ -1,0 +1,75 @@
+/* The numbers that Python and init share. runtime/plan/ops.py and runtime/channel.py carry the same
+ * table; tests/unit/test_protocol.py holds the two against each other.
+ *
+ * A plan: "PCPL", u32 version, u32 operations, u32 bytes in all; then each operation as
+ * u32 code, u32 bytes, arguments. Little endian, unaligned.
+ *   u  u64                      s  u32 length, bytes without NUL, one NUL
+ *   b  u32 length, bytes        l  u32 count, then count times s
+ */
+#define PLAN_MAGIC "PCPL"
+#define PLAN_VERSION 1
+#define PLAN_MAX_BYTES (16u << 20)
+#define PLAN_MAX_ITEMS 65536u
+
+#define OPERATIONS(OP)                  \
+	OP(1, setns, "uu")              \
+	OP(2, unshare, "u")             \
+	OP(3, write, "ss")              \
+	OP(4, device_filter, "bu")      \
+	OP(5, clone, "uu")              \
+	OP(6, join, "u")                \
+	OP(7, sync, "")                 \
+	OP(8, userns_root, "")          \
+	OP(9, procfs, "")               \
+	OP(10, propagation, "su")       \
+	OP(11, root_bind, "s")          \
+	OP(12, root_overlay, "sss")     \
+	OP(13, mount, "sssusu")         \
+	OP(14, bind, "ssu")             \
+	OP(15, attr, "suuuu")           \
+	OP(16, mkdir, "suuu")           \
+	OP(17, symlink, "ss")           \
+	OP(18, mknod, "suuuu")          \
+	OP(19, mask, "s")               \
+	OP(20, readonly, "s")           \
+	OP(21, sysctl, "ss")            \
+	OP(22, hostname, "s")           \
+	OP(23, domainname, "s")         \
+	OP(24, loopback, "")            \
+	OP(25, netlink, "sb")           \
+	OP(26, pivot, "")               \
+	OP(27, move_root, "")           \
+	OP(28, chroot, "")              \
+	OP(29, ready, "u")              \
+	OP(30, hook, "sllu")            \
+	OP(31, session, "")             \
+	OP(32, terminal, "uuuuu")       \
+	OP(33, keyring, "s")            \
+	OP(34, chdir, "su")             \
+	OP(35, umask, "u")              \
+	OP(36, rlimit, "uuu")           \
+	OP(37, oom_score, "s")          \
+	OP(38, groups, "b")             \
+	OP(39, user, "uu")              \
+	OP(40, bounding, "u")           \
+	OP(41, caps, "uuu")             \
+	OP(42, ambient, "u")            \
+	OP(43, no_new_privs, "")        \
+	OP(44, seccomp, "bu")           \
+	OP(45, personality, "u")        \
+	OP(46, read, "su")              \
+	OP(47, exec, "sllu")            \
+	OP(48, enter_root, "")
+
+/* The channel: u32 type, u32 bytes, payload. */
+#define MESSAGES(MSG)                                                    \
+	MSG(1, unshared) /* init → Python: u32 pid */                    \
+	MSG(2, go)       /* Python → init: the state for the hooks */    \
+	MSG(3, ready)    /* init → Python */                             \
+	MSG(4, start)    /* Python → init: the state for the hooks */    \
+	MSG(5, exited)   /* init → Python: u32 status (guest agent) */   \
+	MSG(6, failed)   /* init → Python: u32 op, i32 errno, text */    \
+	MSG(7, data)     /* init → Python: u32 errno, bytes of a read */
+#define MESSAGE_MAX_BYTES (1u << 20)
+
+#define NO_FD ((uint64_t)-1)

@@ -1,0 +1,588 @@
+"""create, start, exec, kill, delete and the rest: Spec → Plan → executor → State.
+
+Whatever is made is made in an order that ``delete --force`` can undo after a kill -9 at any line: the state
+directory first, with the cgroup's name in it; mounts live in the container's own namespace only.
+"""
+
+from __future__ import annotations
+
+import _socket
+import os
+
+from pycontain.runtime import hooks as _hooks
+from pycontain.runtime import namespaces, spec
+from pycontain.runtime.errors import Conflict, KernelError, NotFound, PycontainError, SpecError
+from pycontain.runtime.jsontext import dump, parse
+from pycontain.runtime.kernel.cgroup import absolute, hierarchies, open_cgroup
+from pycontain.runtime.plan.mounts import DEFAULT_DEVICES
+from pycontain.runtime.plan.ops import describe
+from pycontain.runtime.plan.plan import NAMESPACES, Plan, exec_plan, plan, read_plan
+from pycontain.runtime.spec import read_bounded
+from pycontain.runtime.state import Container, check_id
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from pycontain.runtime.kernel.cgroup import Cgroup
+    from pycontain.runtime.namespaces import Launcher, Process
+
+OCI_VERSION = "1.3.0"
+_NS_FILES = (("user", "user"), ("pid", "pid"), ("network", "net"), ("ipc", "ipc"), ("uts", "uts"), ("cgroup", "cgroup"), ("time", "time_for_children"), ("mount", "mnt"))  # fmt: skip
+
+
+class Facts:
+    """The facts of this host that a plan depends on."""
+
+    __slots__ = ("cgroup_hierarchies", "cgroup_mode", "last_cap")
+
+    def __init__(self) -> None:
+        found = hierarchies()
+        unified = any(h.unified for h in found)
+        controllers = any(h.controllers for h in found)
+        self.cgroup_mode = ("hybrid" if controllers else "v2") if unified else "v1"
+        self.cgroup_hierarchies = [
+            (h.mount.rsplit("/", 1)[1], "" if h.unified else ",".join(h.controllers) or f"name={h.name}") for h in found
+        ]
+        with open("/proc/sys/kernel/cap_last_cap", "rb", buffering=0) as file:
+            self.last_cap = int(file.read(16))
+
+
+class Running:
+    """A process that this process started: its pid, and the way to wait for it."""
+
+    def __init__(self, pid: int, process: Process) -> None:
+        self.pid = pid
+        self.process = process
+
+    def wait(self) -> int:
+        """Waits for it to end; 0–255, or 128 + the signal that killed it. Only for its parent."""
+        status = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        return status if status >= 0 else 128 - status
+
+
+def cgroup_path(config: dict[str, Any], id: str) -> str:
+    """Where the container's cgroup is: ``$.linux.cgroupsPath``, or ``/pycontain/<id>``."""
+    return absolute((config.get("linux") or {}).get("cgroupsPath") or f"/pycontain/{id}")
+
+
+# What every container may do with devices besides $.linux.resources.devices: make nodes (a node alone opens
+# nothing), and use the default devices of config-linux.md, pseudo-terminals and their multiplexer.
+_DEVICE_RULES = [{"allow": True, "type": kind, "access": "m"} for kind in "cb"] + [
+    {"allow": True, "type": "c", "major": major, "minor": minor, "access": "rwm"}
+    for major, minor in [*(d[1:] for d in DEFAULT_DEVICES), (5, 2), (136, -1)]
+]
+
+
+def _resources(config: dict[str, Any]) -> dict[str, Any]:
+    """``$.linux.resources`` with complete device rules: nothing is allowed that no rule allows."""
+    resources = dict((config.get("linux") or {}).get("resources") or {})
+    deny = {"allow": False, "type": "a", "access": "rwm"}
+    resources["devices"] = [deny, *(resources.get("devices") or ()), *_DEVICE_RULES]
+    return resources
+
+
+def _rootfs(config: dict[str, Any], bundle: str) -> dict[str, Any]:
+    path = (config.get("root") or {}).get("path")
+    if path is None:
+        raise SpecError("$.root.path", "found nothing, wanted a directory")
+    path = path if path.startswith("/") else f"{bundle}/{path}"
+    if not os.path.isdir(path):
+        raise SpecError("$.root.path", f"found {path!r}, which is not a directory")
+    # The mount's parent is found by name: no links in the way.
+    return {"kind": "directory", "path": os.path.realpath(path)}
+
+
+def _join_fds(cgroup: Cgroup) -> tuple[tuple[int, ...], bool, int]:
+    """Descriptors for the plan's cgroup slots; whether the first is cgroup2's directory; how many follow."""
+    into = cgroup.clone_fd()
+    kind, fds = cgroup.join_fds()
+    if kind == "v2":
+        if into is not None:
+            os.close(into)
+        return (fds,), True, 0
+    return ((into,) if into is not None else ()) + tuple(fds), into is not None, len(fds)
+
+
+def create(
+    id: str,
+    bundle: str,
+    *,
+    root: str,
+    rootfs: dict[str, Any] | None = None,
+    lease: Any = None,
+    stdio: tuple[int, int, int] | None = None,
+    console: int | None = None,
+    launcher: Launcher | None = None,
+    pid_file: str | None = None,
+    no_pivot: bool = False,
+    no_new_keyring: bool = False,
+    preserve_fds: int = 0,
+    reap: bool = False,
+    listen: bool = True,
+) -> Running:
+    """The container of ``bundle`` up to the point where its program would start.
+
+    ``rootfs``: None for the bundle's own, or an overlay. ``lease``: an object with ``netlink`` and ``attach(pid)``.
+    ``console``: a connected socket that the terminal's master is sent to, wanted exactly if $.process.terminal.
+    ``listen``: whether another process will start it; without, only ``Running.process.start`` can.
+    ``reap``: a reaper as pid 1, in front of the program.
+    Raises Conflict, SpecError, Unsupported, KernelError, PycontainError; nothing is left behind then.
+    """
+    check_id(id)
+    bundle = os.path.realpath(bundle)
+    raw = read_config(bundle)
+    config = spec.check(parse(raw, f"{bundle}/config.json"))
+    terminal = bool((config.get("process") or {}).get("terminal"))
+    if terminal and console is None:
+        raise PycontainError("cannot create a container with a terminal: $.process.terminal is true, but there is no console socket", hint="--console-socket PATH")  # fmt: skip
+    if console is not None and not terminal:
+        raise PycontainError("found a console socket, but $.process.terminal is not true", hint="set $.process.terminal to true")
+    path = cgroup_path(config, id)
+    cgroup = open_cgroup(path)
+    facts = Facts()
+    resources = _resources(config)
+    program = cgroup.device_program(resources)
+    into, joins = _joins(cgroup)
+    p = plan(
+        config,
+        facts,
+        rootfs or _rootfs(config, bundle),
+        lease,
+        bundle=bundle,
+        cgroup=path,
+        into=into,
+        joins=joins,
+        device_program=program,
+        preserve_fds=preserve_fds,
+        listen=listen,
+        no_pivot=no_pivot,
+        keyring=None if no_new_keyring else f"_ses.{id}",
+        reap=reap,
+    )
+    fields = {"ociVersion": OCI_VERSION, "bundle": bundle, "cgroup": path, "annotations": config.get("annotations") or {}}
+    fields["created"] = _now()
+    fields["operations"] = len(p.ops)
+    container = Container.make(root, id, fields, raw)
+    process: Process | None = None
+    listener = -1
+    try:
+        with container:
+            cgroup.create()
+            cgroup.apply(resources)
+            if listen:
+                listener = _listen(f"{container.directory}/control.sock")
+            cgroup_fds, _, _ = _join_fds(cgroup)
+            try:
+                process = namespaces.launch(
+                    p,
+                    cgroup_fds=cgroup_fds,
+                    stdio=stdio,
+                    console=console,
+                    listener=listener if listen else None,
+                    launcher=launcher,
+                )
+            finally:
+                for fd in cgroup_fds:
+                    os.close(fd)
+            pid = process.unshared()
+            if launcher is not None:
+                launcher.started(pid)
+            container.set_pid(pid)
+            container.save()
+            _write_id_maps(p, pid)
+            if lease is not None:
+                lease.attach(pid)
+            if p.hooks:
+                state = container.oci("creating")
+                _hooks.run_all(p.hooks.get("prestart") or [], "prestart", state)
+                _hooks.run_all(p.hooks.get("createRuntime") or [], "createRuntime", state)
+            process.go(dump(container.oci("creating")).encode())
+            if listen:
+                process.close()
+            container.fields["status"] = "created"
+            container.save()
+            if pid_file is not None:
+                write_pid_file(pid_file, pid)
+            return Running(pid, process)
+    except BaseException:
+        if process is not None:
+            process.close()
+        _undo(root, id, cgroup, process, launcher)
+        raise
+    finally:
+        if listener >= 0:
+            os.close(listener)
+
+
+def _joins(cgroup: Cgroup) -> tuple[bool, int]:
+    """``(clone into cgroup2, v1 hierarchies to join)``, before the cgroup exists."""
+    unified = cgroup.unified is not None
+    return unified, len(cgroup.directories) - unified
+
+
+def _undo(root: str, id: str, cgroup: Cgroup, process: Process | None, launcher: Any) -> None:
+    cgroup.kill_all()
+    if process is not None and process.pid and launcher is None:
+        os.waitpid(process.pid, 0)
+    cgroup.remove()
+    try:
+        Container.open(root, id).remove()
+    except NotFound:
+        pass
+
+
+def _listen(path: str) -> int:
+    """A listening socket in the state directory, which only root can enter. Long roots go through the directory's descriptor."""
+    directory = os.open(path.rsplit("/", 1)[0], os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        server = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)
+        server.bind(f"/proc/self/fd/{directory}/control.sock")
+        server.listen(1)
+        return server.detach()
+    finally:
+        os.close(directory)
+
+
+def _write_id_maps(p: Plan, pid: int) -> None:
+    for name, maps in (("uid_map", p.uid_maps), ("gid_map", p.gid_maps)):
+        if not maps:
+            continue
+        text = "".join(f"{m['containerID']} {m['hostID']} {m['size']}\n" for m in maps)
+        try:
+            fd = os.open(f"/proc/{pid}/{name}", os.O_WRONLY | os.O_CLOEXEC)
+            try:
+                os.write(fd, text.encode())
+            finally:
+                os.close(fd)
+        except OSError as error:
+            key = "uidMappings" if name == "uid_map" else "gidMappings"
+            raise KernelError(f"$.linux.{key}: cannot write {text!r} to the {name} of the container", error.errno or 0) from None
+
+
+def write_pid_file(path: str, pid: int) -> None:
+    """The pid in decimal, without a newline, as runc's; atomic."""
+    try:
+        temporary = f"{path}.{pid}.tmp"
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+        os.write(fd, str(pid).encode())
+        os.close(fd)
+        os.rename(temporary, path)
+    except OSError as error:
+        raise KernelError(f"cannot write the pid file {path}", error.errno or 0) from None
+
+
+def read_config(bundle: str) -> bytes:
+    """The bytes of a bundle's config.json. Raises NotFound with a hint."""
+    if not os.path.isdir(bundle):
+        raise NotFound(f"bundle {bundle} does not exist", hint="--bundle PATH names a directory with a config.json")
+    try:
+        return read_bounded(f"{bundle}/config.json")
+    except NotFound as error:
+        raise NotFound(error.message, hint="pycontain-runtime spec makes one") from None
+
+
+def _now() -> str:
+    """RFC 3339 with nanoseconds, UTC, without the ``datetime`` module."""
+    from time import gmtime, time_ns
+
+    now = time_ns()
+    t = gmtime(now // 1_000_000_000)
+    return f"{t[0]:04}-{t[1]:02}-{t[2]:02}T{t[3]:02}:{t[4]:02}:{t[5]:02}.{now % 1_000_000_000:09}Z"
+
+
+def _config(container: Container) -> dict[str, Any]:
+    """The specification as it was at create; {} where a crash left none."""
+    path = f"{container.directory}/config.json"
+    try:
+        config: dict[str, Any] = parse(read_bounded(path), path)
+    except NotFound:
+        return {}
+    return config
+
+
+def start(id: str, *, root: str) -> None:
+    """Let a created container's program run. Raises Conflict, NotFound; KernelError with exit_code 126 or 127."""
+    with Container.open(root, id) as container:
+        container.require("start")
+        directory = os.open(container.directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        client = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)
+        try:
+            client.connect(f"/proc/self/fd/{directory}/control.sock")
+        except OSError as error:
+            # It took a start before, and whoever sent that was killed before the state was written.
+            container.transition("start")
+            raise Conflict(f"cannot start container {id}: it was started before ({error.strerror})") from None
+        finally:
+            os.close(directory)
+        started(container, namespaces.Process(_plan_again(container), 0, client.detach()))
+
+
+def started(container: Container, process: Process) -> None:
+    """The second half of create: the program runs, poststart hooks, state "running"."""
+    try:
+        process.start(dump(container.oci("created")).encode())
+        container.transition("start")
+    finally:
+        process.close()
+    try:
+        os.unlink(f"{container.directory}/control.sock")
+    except FileNotFoundError:
+        pass
+    hooks = (_config(container).get("hooks") or {}).get("poststart") or []
+    if hooks:
+        try:
+            _hooks.run_all(hooks, "poststart", container.oci())
+        except PycontainError:
+            # runtime.md, "Lifecycle" 9: a poststart hook that fails ends the container.
+            open_cgroup(container.fields["cgroup"]).kill_all()
+            raise
+
+
+def _plan_again(container: Container) -> Plan:
+    """The plan as create made it, for the words of a failure: the operations' numbers, counted from the end."""
+    config = _config(container)
+    cgroup = open_cgroup(container.fields["cgroup"])
+    into, joins = _joins(cgroup)
+    rootfs = {"kind": "directory", "path": "/"}
+    program = cgroup.device_program(_resources(config))
+    p = plan(config, Facts(), rootfs, None, into=into, joins=joins, device_program=program, listen=True, keyring="")
+    more = container.fields["operations"] - len(p.ops)  # a network has more operations than the loopback alone
+    p.ops = [("sync",)] * more + p.ops[max(0, -more) :]
+    return p
+
+
+def run_started(id: str, running: Running, *, root: str) -> None:
+    """Start a container that this process created with ``listen=False``."""
+    with Container.open(root, id) as container:
+        started(container, running.process)
+
+
+def state(id: str, *, root: str) -> dict[str, Any]:
+    """The OCI state object (runtime.md, "State")."""
+    with Container.open(root, id) as container:
+        return container.oci()
+
+
+def kill(id: str, signal: int, *, root: str, all: bool = False) -> None:
+    """Send ``signal`` to the container's first process (by pidfd), or to every process of it."""
+    with Container.open(root, id) as container:
+        if all and container.status == "stopped":
+            pass
+        else:
+            container.require("kill")
+        shares_pids = not _has_own(container, "pid")
+        if all or (signal == 9 and shares_pids):
+            cgroup = open_cgroup(container.fields["cgroup"])
+            if signal == 9:
+                cgroup.kill_all()
+            else:
+                for pid in cgroup.pids():
+                    _signal(pid, signal)
+        else:
+            _signal(container.pid, signal)
+
+
+def _has_own(container: Container, kind: str) -> bool:
+    namespaces_ = (_config(container).get("linux") or {}).get("namespaces") or []
+    return any(n["type"] == kind and not n.get("path") for n in namespaces_)
+
+
+def _signal(pid: int, signal: int) -> None:
+    from _signal import pidfd_send_signal
+
+    try:
+        fd = os.pidfd_open(pid)
+        try:
+            pidfd_send_signal(fd, signal)
+        finally:
+            os.close(fd)
+    except ProcessLookupError:
+        raise Conflict(f"cannot send signal {signal} to process {pid}: no such process") from None
+    except OSError as error:
+        raise KernelError(f"cannot send signal {signal} to process {pid}", error.errno or 0) from None
+
+
+def delete(id: str, *, root: str, force: bool = False) -> None:
+    """Remove what is left of a container: processes (``force``, or not yet started), cgroup, state. Raises Conflict, NotFound."""
+    try:
+        container = Container.open(root, id)
+    except NotFound:
+        if force:
+            return
+        raise
+    with container:
+        status = container.status
+        if not force and status != "creating":
+            container.require("delete")
+        path = container.fields.get("cgroup")
+        if path:
+            cgroup = open_cgroup(path)
+            cgroup.kill_all()
+            cgroup.remove()
+        _wait_gone(container)
+        state = container.oci("stopped")
+        hooks = (_config(container).get("hooks") or {}).get("poststop") or []
+        container.remove()
+        # The specification wants failures of poststop hooks logged and the rest run; the caller prints warnings.
+        warnings = []
+        for i, hook in enumerate(hooks):
+            try:
+                _hooks.run(hook, f"$.hooks.poststop[{i}]", state)
+            except PycontainError as error:
+                warnings.append(error.message)
+        for warning in warnings:
+            os.write(2, f"warning: {warning}\n".encode())
+
+
+def _wait_gone(container: Container) -> None:
+    """A killed pid 1 lingers until its namespace is empty; bounded, and none of our business after that."""
+    from time import monotonic, sleep
+
+    deadline = monotonic() + 5
+    while container.alive() and monotonic() < deadline:
+        sleep(0.001)
+
+
+def exec(
+    id: str,
+    process: dict[str, Any],
+    *,
+    root: str,
+    stdio: tuple[int, int, int] | None = None,
+    console: int | None = None,
+    pid_file: str | None = None,
+    preserve_fds: int = 0,
+) -> Running:
+    """One more process in a running container. ``process`` is the specification's process object."""
+    spec.check_process(process, "$", shape=True)
+    with Container.open(root, id) as container:
+        container.require("exec")
+        config = _config(container)
+        pid = container.pid
+        cgroup = open_cgroup(container.fields["cgroup"])
+        join = []
+        for kind, name in _NS_FILES:
+            path = f"/proc/{pid}/ns/{name}"
+            try:
+                if os.stat(path).st_ino != os.stat(f"/proc/self/ns/{name}").st_ino:
+                    join.append((kind, path))
+            except FileNotFoundError:
+                if kind != "time":
+                    raise Conflict(f"cannot exec in container {id}: container not running") from None
+        cgroup_fds, into, joins = _join_fds(cgroup)
+        try:
+            linux = {key: value for key, value in (config.get("linux") or {}).items() if key in ("seccomp", "personality")}
+            p = exec_plan(process, linux, Facts(), into=into, joins=joins, namespaces=join, preserve_fds=preserve_fds)
+            started = namespaces.launch(p, cgroup_fds=cgroup_fds, stdio=stdio, console=console)
+        finally:
+            for fd in cgroup_fds:
+                os.close(fd)
+    try:
+        new = started.unshared()
+        started.go_exec(b"{}")
+    except BaseException:
+        started.close()
+        if started.pid:
+            os.waitpid(started.pid, 0)
+        raise
+    if pid_file is not None:
+        write_pid_file(pid_file, new)
+    return Running(new, started)
+
+
+def pause(id: str, *, root: str) -> None:
+    """Freeze every process of the container."""
+    with Container.open(root, id) as container:
+        container.require("pause")
+        open_cgroup(container.fields["cgroup"]).freeze(True)
+        container.transition("pause")
+
+
+def resume(id: str, *, root: str) -> None:
+    """Let a paused container go on."""
+    with Container.open(root, id) as container:
+        container.require("resume")
+        open_cgroup(container.fields["cgroup"]).freeze(False)
+        container.transition("resume")
+
+
+def ps(id: str, *, root: str) -> list[int]:
+    """The pids of the container's processes, as the host numbers them."""
+    with Container.open(root, id) as container:
+        return sorted(open_cgroup(container.fields["cgroup"]).pids())
+
+
+def stats(id: str, *, root: str) -> dict[str, Any]:
+    """What the kernel counts for the container (``Cgroup.stats``)."""
+    with Container.open(root, id) as container:
+        return open_cgroup(container.fields["cgroup"]).stats()
+
+
+def containers(root: str) -> list[dict[str, Any]]:
+    """Every container below ``root``: the state's fields with ``status`` and ``pid`` as they are now."""
+    found = []
+    try:
+        names = sorted(os.listdir(root))
+    except FileNotFoundError:
+        return []
+    for name in names:
+        try:
+            with Container.open(root, name) as container:
+                status = container.status
+                fields = {**container.fields, "status": status, "pid": 0 if status == "stopped" else container.pid}
+                found.append(fields)
+        except (NotFound, PycontainError):
+            continue  # deleted meanwhile, or not a container's directory
+    return found
+
+
+def read_in_root(rootfs: dict[str, Any], paths: list[str], limit: int = 1 << 20) -> list[bytes | None]:
+    """Files below a root file system, each at most ``limit`` bytes of it; None where there is no such file.
+
+    The root is mounted in a private namespace by init and is gone when this returns.
+    """
+    process = namespaces.launch(read_plan(rootfs, paths, limit))
+    try:
+        return [process.read() for _ in paths]
+    finally:
+        process.close()
+
+
+def explain(
+    config: dict[str, Any],
+    bundle: str,
+    *,
+    id: str = "example",
+    rootfs: dict[str, Any] | None = None,
+    lease: Any = None,
+    reap: bool = False,
+) -> list[str]:
+    """The plan that ``config`` leads to, a line an operation; nothing is made or opened."""
+    spec.check(config)
+    path = cgroup_path(config, id)
+    cgroup = open_cgroup(path)
+    into, joins = _joins(cgroup)
+    if rootfs is None:
+        root = (config.get("root") or {}).get("path", "")
+        rootfs = {"kind": "directory", "path": root if root.startswith("/") else f"{bundle}/{root}"}
+    resources = _resources(config)
+    p = plan(
+        config,
+        Facts(),
+        rootfs,
+        lease,
+        bundle=bundle,
+        cgroup=path,
+        into=into,
+        joins=joins,
+        device_program=cgroup.device_program(resources),
+        keyring=f"_ses.{id}",
+        reap=reap,
+    )
+    lines = [f"make cgroup {path}"]
+    lines += [f"set {key} of the cgroup: {dump(value)}" for key, value in resources.items()]
+    return lines + [describe(op) for op in p.ops]
+
+
+__all__ = ["NAMESPACES", "Running", "create", "delete", "exec", "explain", "kill", "pause", "ps", "read_in_root", "resume", "start", "state", "stats"]  # fmt: skip

@@ -1,0 +1,223 @@
+"""The executor in fresh namespaces: starts init with a plan, and holds the dialogue with it.
+
+init is started from a sealed memfd with posix_spawn(3), which runs no Python in the child and takes no fork
+handlers: safe in a host with threads.
+"""
+
+from __future__ import annotations
+
+import _socket
+import os
+from fcntl import F_ADD_SEALS, F_DUPFD_CLOEXEC, F_SEAL_GROW, F_SEAL_SEAL, F_SEAL_SHRINK, F_SEAL_WRITE, fcntl
+
+from pycontain.runtime import channel
+from pycontain.runtime.errors import KernelError, NotFound, PycontainError, errno_text
+from pycontain.runtime.plan.ops import describe, encode
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Protocol
+
+    from pycontain.runtime.plan.plan import Plan
+
+    class Launcher(Protocol):
+        """Who starts init in our stead and becomes the container's parent (the supervisor of the engine)."""
+
+        def launch(self, program: int, argv: list[str], fds: list[int], base: int) -> None: ...
+
+        def started(self, pid: int) -> None: ...
+
+
+_SEALS = F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE
+INIT = os.path.join(os.path.dirname(__file__), "init", "pycontain-init")
+_UNSHARED_SECONDS = 10
+
+
+def sealed_memfd(name: str, data: bytes) -> int:
+    """A memfd with ``data`` that nobody, the container included, can change or extend (memfd_create(2))."""
+    fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    while data:
+        data = data[os.write(fd, data) :]
+    fcntl(fd, F_ADD_SEALS, _SEALS)
+    return fd
+
+
+def init_program() -> int:
+    """A sealed memfd with the static init. Raises NotFound where it was not built."""
+    try:
+        with open(INIT, "rb", buffering=0) as file:
+            return sealed_memfd("pycontain-init", file.read())
+    except FileNotFoundError:
+        raise NotFound(f"cannot start a container: {INIT} does not exist", hint="make -C runtime/init") from None
+
+
+class Process:
+    """A process that init becomes. ``pid`` after ``unshared()``; ``channel`` is ours until it is closed."""
+
+    def __init__(self, plan: Plan, stage0: int, fd: int) -> None:
+        self.plan = plan
+        self.pid = 0
+        self.channel = fd
+        self._stage0 = stage0
+
+    def unshared(self) -> int:
+        """Waits until the first process exists; its pid."""
+        # Killed between clone and message, stage 0 leaves a child that waits for us: hence a limit.
+        from select import POLLIN, poll
+
+        poller = poll()
+        poller.register(self.channel, POLLIN)
+        if not poller.poll(_UNSHARED_SECONDS * 1000):
+            raise PycontainError(f"init said nothing for {_UNSHARED_SECONDS} s and was given up")
+        payload = self._expect(channel.UNSHARED)
+        self.pid = int.from_bytes(payload, "little")
+        self._reap_stage0()
+        return self.pid
+
+    def go(self, state: bytes) -> None:
+        """Let init make the container; returns when it is ready."""
+        self._send(channel.GO, state)
+        self._expect(channel.READY)
+
+    def go_exec(self, state: bytes) -> None:
+        """Let init go all the way to execve; returns when the program runs."""
+        self._send(channel.GO, state)
+        self.running()
+
+    def start(self, state: bytes) -> None:
+        """Let the container's program run; returns when it does."""
+        self._send(channel.START, state)
+        self.running()
+
+    def running(self) -> None:
+        """execve closes the channel; a message is a failure."""
+        message = channel.receive(self.channel)
+        if message is not None:
+            raise self._failure(message)
+        self.close()
+
+    def read(self) -> bytes | None:
+        """The answer to a "read" operation: the bytes, or None where there is no such file."""
+        payload = self._expect(channel.DATA)
+        error = int.from_bytes(payload[:4], "little")
+        if error in (0, 2):
+            return None if error else payload[4:]
+        raise KernelError("cannot read a file of the root file system", error)
+
+    def _send(self, kind: int, payload: bytes) -> None:
+        try:
+            channel.send(self.channel, kind, payload)
+        except BrokenPipeError:
+            pass  # the reason is still to be read
+
+    def _expect(self, kind: int) -> bytes:
+        message = channel.receive(self.channel)
+        if message is None:
+            raise channel.ChannelClosed(f"init ended before it said {channel.NAMES[kind]!r} (was it killed?)")
+        if message[0] != kind:
+            raise self._failure(message)
+        return message[1]
+
+    def _failure(self, message: tuple[int, bytes]) -> PycontainError:
+        if message[0] != channel.FAILED:
+            return PycontainError(f"init sent nonsense: found message {channel.NAMES[message[0]]!r} out of order")
+        return failure(self.plan, message[1])
+
+    def _reap_stage0(self) -> None:
+        if self._stage0:
+            os.waitpid(self._stage0, 0)
+            self._stage0 = 0
+
+    def close(self) -> None:
+        if self.channel >= 0:
+            os.close(self.channel)
+            self.channel = -1
+            self._reap_stage0()
+
+
+def failure(plan: Plan, payload: bytes) -> PycontainError:
+    """A FAILED message as an error: what was tried, on what, and what the kernel said."""
+    index, number, detail = channel.failure(payload)
+    op = plan.ops[index] if index < len(plan.ops) else ("exec", "init", ["init"], [], 0)
+    said = errno_text(number) if number else ""
+    where = detail.split("(")[0]  # a failed call is reported as its C text: the system call's name is enough
+    if op[0] == "exec":
+        return _exec_failure(op, number, said)
+    if op[0] == "seccomp" and where == "syscall":
+        where = "seccomp"
+    parts = [f"cannot {describe(op)}", where if where != "syscall" else "", said]
+    return KernelErrorText(": ".join(part for part in parts if part), number)
+
+
+class KernelErrorText(KernelError):
+    """A KernelError whose text is complete already."""
+
+    def __init__(self, message: str, errno: int, *, hint: str | None = None, exit_code: int | None = None) -> None:
+        PycontainError.__init__(self, message, hint=hint, exit_code=exit_code)
+        self.errno = errno
+
+
+def _exec_failure(op: tuple[Any, ...], number: int, said: str) -> PycontainError:
+    program = op[1]
+    if number == 2:
+        where = "" if "/" in program else " in $PATH"
+        return KernelErrorText(f"cannot execute {program!r}: executable file not found{where}: {said}", number, exit_code=127)
+    return KernelErrorText(f"cannot execute {program!r}: {said}", number, exit_code=126)
+
+
+def launch(
+    plan: Plan,
+    *,
+    cgroup_fds: tuple[int, ...] = (),
+    stdio: tuple[int, int, int] | None = None,
+    console: int | None = None,
+    listener: int | None = None,
+    launcher: Launcher | None = None,
+) -> Process:
+    """Start init with ``plan``. The descriptors given stay the caller's. Raises KernelError."""
+    opened: list[int] = []
+    theirs = -1
+    try:
+        program = init_program()
+        opened.append(program)
+        opened.append(sealed_memfd("pycontain-plan", encode(plan.ops)))
+        ours_socket, theirs_socket = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_STREAM, 0)
+        ours, theirs = ours_socket.detach(), theirs_socket.detach()
+        for path in plan.files:
+            try:
+                opened.append(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+            except OSError as error:
+                os.close(ours)
+                raise KernelError(f"cannot open namespace {path}", error.errno or 0) from None
+        fds = [opened[1], theirs, *cgroup_fds, *opened[2:]]
+        fds += [fd for fd in (console, listener) if fd is not None]
+        argv = ["pycontain-init", str(plan.base), str(len(fds))]
+        stage0 = 0
+        if launcher is not None:
+            launcher.launch(program, argv, fds, plan.base)
+        else:
+            stage0 = _spawn(program, argv, fds, plan.base, stdio)
+        return Process(plan, stage0, ours)
+    finally:
+        for fd in opened:
+            os.close(fd)
+        if theirs >= 0:
+            os.close(theirs)
+
+
+def _spawn(program: int, argv: list[str], fds: list[int], base: int, stdio: tuple[int, int, int] | None) -> int:
+    """posix_spawn(3) with ``fds`` at ``base`` and on. Sources are moved out of the way of the targets first."""
+    above = base + len(fds) + 8
+    moved = [fcntl(fd, F_DUPFD_CLOEXEC, above) for fd in (program, *fds, *(stdio or ()))]
+    try:
+        actions: list[tuple[int, int, int]] = []
+        for i, fd in enumerate(moved[1 : 1 + len(fds)]):
+            actions.append((os.POSIX_SPAWN_DUP2, fd, base + i))
+        for i, fd in enumerate(moved[1 + len(fds) :]):
+            actions.append((os.POSIX_SPAWN_DUP2, fd, i))
+        return os.posix_spawn(f"/proc/self/fd/{moved[0]}", argv, {}, file_actions=actions)
+    except OSError as error:
+        raise KernelError("cannot start init", error.errno or 0) from None
+    finally:
+        for fd in moved:
+            os.close(fd)

@@ -1,0 +1,232 @@
+"""Mounts of a specification → operations: every option string, cgroup mounts, devices, masks."""
+
+from __future__ import annotations
+
+from pycontain.runtime.errors import SpecError, Unsupported
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from pycontain.runtime.plan.ops import Op
+
+# mount(2) flags, and mount_setattr(2) attributes (None: not an attribute of one mount but of its file system).
+_MS_REMOUNT, _MS_BIND, _MS_REC = 32, 4096, 16384
+ATTR_RDONLY = 1
+_ATIME = 0x70  # a field, not a bit: whoever sets a value clears it first
+_FLAGS: dict[str, tuple[int, int | None]] = {
+    "ro": (1, ATTR_RDONLY),
+    "nosuid": (2, 2),
+    "nodev": (4, 4),
+    "noexec": (8, 8),
+    "sync": (16, None),
+    "mand": (64, None),
+    "dirsync": (128, None),
+    "nosymfollow": (256, 0x200000),
+    "noatime": (1024, 0x10),
+    "nodiratime": (2048, 0x80),
+    "silent": (1 << 15, None),
+    "acl": (1 << 16, None),
+    "relatime": (1 << 21, 0),
+    "iversion": (1 << 23, None),
+    "strictatime": (1 << 24, 0x20),
+    "lazytime": (1 << 25, None),
+}
+_CLEARS = {
+    "rw": "ro",
+    "suid": "nosuid",
+    "dev": "nodev",
+    "exec": "noexec",
+    "async": "sync",
+    "nomand": "mand",
+    "symfollow": "nosymfollow",
+    "atime": "noatime",
+    "diratime": "nodiratime",
+    "loud": "silent",
+    "noacl": "acl",
+    "norelatime": "relatime",
+    "noiversion": "iversion",
+    "nostrictatime": "strictatime",
+    "nolazytime": "lazytime",
+}
+PROPAGATION = {"unbindable": 1 << 17, "private": 1 << 18, "slave": 1 << 19, "shared": 1 << 20}
+_NOT_BUILT = ("tmpcopyup", "idmap", "ridmap", "copy-symlink", "src-nofollow")
+
+
+class Options:
+    """A mount's option strings, sorted out. Masks are mount(2)'s (``flags``) and mount_setattr(2)'s (the rest)."""
+
+    __slots__ = ("attr_clear", "attr_set", "bind", "data", "flags", "propagation", "rec", "rec_clear", "rec_set", "remount", "superblock")
+
+    def __init__(self, options: list[str], path: str) -> None:
+        self.flags = self.attr_set = self.attr_clear = self.rec_set = self.rec_clear = 0
+        self.bind = self.rec = self.remount = False
+        self.propagation: list[tuple[int, bool]] = []
+        self.superblock: str | None = None
+        data = []
+        for i, option in enumerate(options):
+            name, recursive = option, False
+            if option[:1] == "r" and (option[1:] in _FLAGS or option[1:] in _CLEARS or option[1:] in PROPAGATION):
+                name, recursive = option[1:], True
+            if name in PROPAGATION:
+                self.propagation.append((PROPAGATION[name], recursive))
+            elif name in _FLAGS or name in _CLEARS:
+                self._flag(name, recursive, f"{path}[{i}]")
+            elif option in ("bind", "rbind"):
+                self.bind, self.rec = True, option == "rbind" or self.rec
+            elif option == "remount":
+                self.remount = True
+            elif option.split("=")[0] in _NOT_BUILT:
+                raise Unsupported(f"{path}[{i}]: the mount option {option!r} is not built yet")
+            elif option != "defaults":
+                data.append(option)
+        self.data = ",".join(data)
+
+    def _flag(self, name: str, recursive: bool, path: str) -> None:
+        sets = name in _FLAGS
+        flag, attr = _FLAGS[name if sets else _CLEARS[name]]
+        if recursive and attr is None:
+            raise SpecError(path, f"found {'r' + name!r}: the kernel has no recursive form of {name!r}")
+        if attr is None:
+            self.superblock = self.superblock or name
+        elif attr & _ATIME or name in ("relatime", "norelatime", "atime", "nostrictatime"):
+            value = attr if sets else 0
+            if recursive:
+                self.rec_set, self.rec_clear = self.rec_set & ~_ATIME | value, self.rec_clear | _ATIME
+            else:
+                self.attr_set, self.attr_clear = self.attr_set & ~_ATIME | value, self.attr_clear | _ATIME
+        elif recursive:
+            self.rec_set, self.rec_clear = _switch(self.rec_set, self.rec_clear, attr, sets)
+        else:
+            self.attr_set, self.attr_clear = _switch(self.attr_set, self.attr_clear, attr, sets)
+        if not recursive:
+            self.flags = self.flags | flag if sets else self.flags & ~flag
+
+    def attributes(self, target: str) -> list[Op]:
+        """The operations that follow the mount itself: its attributes (binds), recursive ones, propagation."""
+        ops: list[Op] = []
+        if (self.bind or self.remount) and (self.attr_set or self.attr_clear):
+            ops.append(("attr", target, self.attr_set, self.attr_clear, 0, 0))
+        if self.rec_set or self.rec_clear:
+            ops.append(("attr", target, self.rec_set, self.rec_clear, 0, 1))
+        ops.extend(("attr", target, 0, 0, flag, int(recursive)) for flag, recursive in self.propagation)
+        return ops
+
+
+def _switch(sets: int, clears: int, bit: int, on: bool) -> tuple[int, int]:
+    return (sets | bit, clears & ~bit) if on else (sets & ~bit, clears | bit)
+
+
+def mount_ops(mount: dict[str, Any], path: str, bundle: str, cgroup: CgroupView) -> tuple[list[Op], list[Op]]:
+    """``(operations, operations due after the devices are made)`` of one entry of ``$.mounts``.
+
+    Raises SpecError or Unsupported with the JSON path of the option at fault.
+    """
+    target = mount["destination"]
+    if not target.startswith("/"):
+        raise SpecError(f"{path}.destination", f"found {target!r}, wanted an absolute path")
+    for key in ("uidMappings", "gidMappings"):
+        if mount.get(key):
+            raise Unsupported(f"{path}.{key}: id-mapped mounts are not built yet")
+    options = Options(mount.get("options") or [], f"{path}.options")
+    kind, source = mount.get("type") or "", mount.get("source") or ""
+    if options.bind or kind in ("bind", "none") and not options.remount:
+        options.bind = True
+        if not source:
+            raise SpecError(f"{path}.source", "found nothing, wanted the path to bind")
+        if options.superblock:
+            name = options.superblock
+            raise SpecError(f"{path}.options", f"found {name!r}: it belongs to a file system, a bind mount cannot have it")
+        if not source.startswith("/"):
+            source = f"{bundle}/{source}"
+        return [("bind", source, target, int(options.rec)), *options.attributes(target)], []
+    if options.remount:
+        return options.attributes(target), []
+    if not kind:
+        raise SpecError(f"{path}.type", "found nothing, wanted a file system type or the option bind")
+    if kind == "cgroup":
+        return cgroup.mounts(target, options), []
+    late: list[Op] = []
+    flags = options.flags
+    if flags & 1 and target.rstrip("/") == "/dev":  # the devices are made first
+        flags &= ~1
+        late.append(("attr", target, ATTR_RDONLY, 0, 0, 0))
+    strict = int(kind in ("proc", "sysfs"))
+    return [("mount", source or kind, target, kind, flags, options.data, strict), *options.attributes(target)], late
+
+
+class CgroupView:
+    """What the container sees at its cgroup mount. ``hierarchies``: (name below /sys/fs/cgroup, mount options) of v1."""
+
+    __slots__ = ("hierarchies", "mode", "namespaced", "path")
+
+    def __init__(self, mode: str, hierarchies: list[tuple[str, str]], path: str, namespaced: bool) -> None:
+        self.mode = mode
+        self.hierarchies = hierarchies
+        self.path = path
+        self.namespaced = namespaced
+
+    def mounts(self, target: str, options: Options) -> list[Op]:
+        if self.mode == "v2":
+            return [self._one("cgroup2", "", target, "/sys/fs/cgroup", options), *options.attributes(target)]
+        # A tmpfs with one directory a hierarchy. Read-only last, when its directories are there.
+        ops: list[Op] = [("mount", "tmpfs", target, "tmpfs", options.flags & ~1, "mode=755", 1)]
+        for name, data in self.hierarchies:
+            below = f"{target}/{name}"
+            kind = "cgroup2" if name == "unified" else "cgroup"
+            ops.append(self._one(kind, data, below, f"/sys/fs/cgroup/{name}", options))
+            if not self.namespaced:
+                ops.append(("attr", below, options.attr_set, options.attr_clear, 0, 0))
+            for alias in data.split(",") if "," in data and "=" not in data else ():
+                if alias != name:
+                    ops.append(("symlink", name, f"{target}/{alias}"))
+        if options.flags & 1:
+            ops.append(("attr", target, ATTR_RDONLY, 0, 0, 0))
+        return [*ops, *options.attributes(target)]
+
+    def _one(self, kind: str, data: str, target: str, host: str, options: Options) -> Op:
+        if self.namespaced:
+            return ("mount", "cgroup", target, kind, options.flags, data, 1)
+        return ("bind", host + self.path, target, 0)
+
+
+DEFAULT_DEVICES = (("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9), ("tty", 5, 0))
+_LINKS = (("/proc/self/fd", "fd"), ("/proc/self/fd/0", "stdin"), ("/proc/self/fd/1", "stdout"), ("/proc/self/fd/2", "stderr"))
+_TYPES = {"c": 0o020000, "u": 0o020000, "b": 0o060000, "p": 0o010000}
+
+
+def device_ops(devices: list[dict[str, Any]], bind: bool) -> list[Op]:
+    """The default devices of config-linux.md, then ``$.linux.devices``; by bind mounts where mknod(2) is not ours to call."""
+    ops: list[Op] = []
+    asked = {d["path"] for d in devices}
+    for name, major, minor in DEFAULT_DEVICES:
+        path = f"/dev/{name}"
+        if path in asked:
+            continue
+        if bind:
+            ops.append(("bind", path, path, 0))
+        else:
+            ops.append(("mknod", path, 0o020666, _dev(major, minor), 0, 0))
+    for i, device in enumerate(devices):
+        path, kind = device["path"], device["type"]
+        if kind not in _TYPES:
+            raise SpecError(f"$.linux.devices[{i}].type", f"found {kind!r}, wanted c, b, u or p")
+        if not path.startswith("/"):
+            raise SpecError(f"$.linux.devices[{i}].path", f"found {path!r}, wanted an absolute path")
+        if kind != "p" and ("major" not in device or "minor" not in device):
+            raise SpecError(f"$.linux.devices[{i}].major", "found nothing, wanted the device's major and minor number")
+        if bind and kind != "p":
+            ops.append(("bind", path, path, 0))
+            continue
+        mode = _TYPES[kind] | device.get("fileMode", 0o666) & 0o7777
+        number = 0 if kind == "p" else _dev(device["major"], device["minor"])
+        ops.append(("mknod", path, mode, number, device.get("uid", 0), device.get("gid", 0)))
+    ops.extend(("symlink", target, f"/dev/{name}") for target, name in _LINKS)
+    if "/dev/ptmx" not in asked:
+        ops.append(("symlink", "pts/ptmx", "/dev/ptmx"))
+    return ops
+
+
+def _dev(major: int, minor: int) -> int:
+    """makedev(3) as the C library encodes a device number in 64 bits."""
+    return (major & 0xFFF) << 8 | minor & 0xFF | (minor & ~0xFF) << 12 | (major & ~0xFFF) << 32

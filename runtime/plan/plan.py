@@ -1,0 +1,427 @@
+"""plan(): a specification and the facts of a host become a flat list of kernel operations.
+
+A pure function: it opens nothing, creates nothing and needs no root. What it cannot honour it refuses by
+name (Unsupported, SpecError with a JSON path). init carries the operations out in their order.
+"""
+
+from __future__ import annotations
+
+from pycontain.runtime.errors import SpecError, Unsupported
+from pycontain.runtime.plan import ops as _ops
+from pycontain.runtime.plan.identity import RLIMITS, caps_mask
+from pycontain.runtime.plan.mounts import ATTR_RDONLY, PROPAGATION, CgroupView, device_ops, mount_ops
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from pycontain.runtime.plan.ops import Op
+    from pycontain.runtime.spec import Spec
+
+# Namespace types of config-linux.md and their clone(2) flags. A user namespace is joined first: it
+# decides who may join the others.
+NAMESPACES = {
+    "user": 0x10000000,
+    "mount": 0x00020000,
+    "cgroup": 0x02000000,
+    "uts": 0x04000000,
+    "ipc": 0x08000000,
+    "pid": 0x20000000,
+    "network": 0x40000000,
+    "time": 0x00000080,
+}
+_MS_REC = 16384
+_NOT_BUILT = (
+    ("process", "apparmorProfile"),
+    ("process", "selinuxLabel"),
+    ("process", "ioPriority"),
+    ("process", "scheduler"),
+    ("process", "execCPUAffinity"),
+    ("linux", "mountLabel"),
+    ("linux", "intelRdt"),
+    ("linux", "memoryPolicy"),
+    ("linux", "netDevices"),
+    ("vm",),
+)
+_PERSONALITIES = {"LINUX": 0, "LINUX32": 8}
+
+
+class Plan:
+    """What is to be done. ``ops`` for init; the rest for the executor, which opens what ``files`` names.
+
+    ``files``: paths whose descriptors the operations name by number, in the order of their slots.
+    ``base``: the first descriptor that is ours (3 + preserved ones); slot 0 is the plan, slot 1 the channel, then the
+    cgroup's descriptors, then ``files``, then the console socket and the listener where asked for.
+    """
+
+    __slots__ = ("base", "console", "files", "gid_maps", "hooks", "into", "joins", "listener", "ops", "uid_maps")
+
+    def __init__(self, base: int, into: bool, joins: int) -> None:
+        self.ops: list[Op] = []
+        self.base = base
+        self.into = into
+        self.joins = joins
+        self.files: list[str] = []
+        self.uid_maps: list[dict[str, int]] = []
+        self.gid_maps: list[dict[str, int]] = []
+        self.hooks: dict[str, list[dict[str, Any]]] = {}
+        self.console = self.listener = False
+
+    def file(self, path: str) -> int:
+        """The descriptor number that init will see for ``path``."""
+        self.files.append(path)
+        return self.after_files() - 1
+
+    def after_files(self) -> int:
+        """The first descriptor number behind ``files``."""
+        return self.base + 2 + self.into + self.joins + len(self.files)
+
+    def clone(self, flags: int) -> None:
+        """The first process, in its cgroup from its first moment where cgroup2 is there; the rest it joins itself."""
+        self.ops.append(("clone", flags, self.base + 2 if self.into else _ops.NO_FD))
+        self.ops.extend(("join", self.base + 2 + self.into + i) for i in range(self.joins))
+
+
+def plan(
+    spec: Spec,
+    host: Any,
+    rootfs: dict[str, Any],
+    lease: Any = None,
+    *,
+    bundle: str = "/",
+    cgroup: str = "/",
+    into: bool = False,
+    joins: int = 0,
+    device_program: bytes | None = None,
+    preserve_fds: int = 0,
+    listen: bool = False,
+    no_pivot: bool = False,
+    keyring: str | None = None,
+    reap: bool = False,
+) -> Plan:
+    """The plan of a container's creation and start.
+
+    ``host``: facts, with ``cgroup_mode`` ("v1", "v2", "hybrid"), ``cgroup_hierarchies`` [(name, options)], ``last_cap``.
+    ``rootfs``: ``{"kind": "directory", "path"}`` or ``{"kind": "overlay", "target", "lower", "upper", "work"}``.
+    ``lease``: None, or an object whose ``netlink`` is [(description, rtnetlink request)].
+    ``cgroup``: its absolute path in the hierarchies; ``into``: clone3(CLONE_INTO_CGROUP) takes its cgroup2 directory;
+    ``joins``: how many v1 hierarchies the child joins itself.
+    Raises SpecError and Unsupported, both with the JSON path at fault.
+    """
+    _refuse_unbuilt(spec)
+    linux = spec.get("linux") or {}
+    if "process" not in spec:
+        raise SpecError("$.process", "found nothing, wanted the process to run")
+    if "root" not in spec:
+        raise SpecError("$.root", "found nothing, wanted the root file system")
+    process = spec["process"]
+    p = Plan(3 + preserve_fds, into, joins)
+    p.console, p.listener = bool(process.get("terminal")), listen
+    p.hooks = {kind: list(hooks) for kind, hooks in (spec.get("hooks") or {}).items()}
+    new = _namespaces(p, spec, linux)
+    if device_program is not None:
+        p.ops.append(("device_filter", device_program, p.base + 2))
+    p.clone(new & ~(NAMESPACES["cgroup"] | NAMESPACES["time"]))
+    if new & NAMESPACES["cgroup"]:
+        # Only now: the namespace's root is the cgroup that its maker is in.
+        p.ops.append(("unshare", NAMESPACES["cgroup"]))
+    p.ops.append(("sync",))
+    if new & NAMESPACES["user"]:
+        p.ops.append(("userns_root",))
+    if keyring is not None:
+        p.ops.append(("keyring", keyring))
+    p.ops.append(("session",))
+    if new & NAMESPACES["network"]:
+        if lease is None:
+            p.ops.append(("loopback",))
+        else:
+            p.ops.extend(("netlink", text, request) for text, request in lease.netlink)
+    sysctls = _sysctls(linux, new, p)
+    if sysctls or process.get("oomScoreAdj") is not None:
+        p.ops.append(("procfs",))
+    _names(p, spec, new)
+    _filesystem(p, spec, host, rootfs, bundle, new, cgroup)
+    if process.get("oomScoreAdj") is not None:
+        p.ops.append(("oom_score", str(process["oomScoreAdj"])))
+    p.ops.extend(sysctls)
+    _enter_root(p, spec, no_pivot)
+    p.ops.append(("ready", p.after_files() + p.console if listen else _ops.NO_FD))
+    _hooks(p, "startContainer")
+    process_ops(p, process, linux, host, reap=reap)
+    return p
+
+
+def _refuse_unbuilt(spec: Spec) -> None:
+    for path in _NOT_BUILT:
+        value: Any = spec
+        for key in path:
+            value = (value or {}).get(key)
+        if value:
+            raise Unsupported(f"$.{'.'.join(path)}: not built yet", hint="remove it from config.json")
+    for key in ("windows", "solaris", "zos"):
+        if spec.get(key):
+            raise Unsupported(f"$.{key}: this runtime makes Linux containers")
+
+
+def _namespaces(p: Plan, spec: Spec, linux: dict[str, Any]) -> int:
+    """Joins what has a path, returns the clone flags of what is new."""
+    new = 0
+    asked: dict[str, str] = {}
+    for i, namespace in enumerate(linux.get("namespaces") or ()):
+        kind, path = namespace["type"], namespace.get("path") or ""
+        if kind not in NAMESPACES:
+            raise SpecError(f"$.linux.namespaces[{i}].type", f"found {kind!r}, wanted one of {', '.join(NAMESPACES)}")
+        if path and not path.startswith("/"):
+            raise SpecError(f"$.linux.namespaces[{i}].path", f"found {path!r}, wanted an absolute path")
+        asked[kind] = path
+    for kind in NAMESPACES:
+        if asked.get(kind):
+            p.ops.append(("setns", p.file(asked[kind]), NAMESPACES[kind]))
+        elif kind in asked:
+            new |= NAMESPACES[kind]
+    offsets = linux.get("timeOffsets") or {}
+    if offsets and not new & NAMESPACES["time"]:
+        raise SpecError("$.linux.timeOffsets", "found offsets, but no new time namespace in $.linux.namespaces")
+    if new & NAMESPACES["time"]:
+        # Children of the unsharing process enter it; the offsets are writable until the first one does.
+        p.ops.append(("unshare", NAMESPACES["time"]))
+        for clock, offset in offsets.items():
+            if clock not in ("monotonic", "boottime"):
+                raise SpecError(f"$.linux.timeOffsets[{clock!r}]", "wanted monotonic or boottime")
+            text = f"{clock} {offset.get('secs', 0)} {offset.get('nanosecs', 0)}"
+            p.ops.append(("write", "/proc/self/timens_offsets", text))
+    uid_maps, gid_maps = linux.get("uidMappings") or [], linux.get("gidMappings") or []
+    if new & NAMESPACES["user"]:
+        if not uid_maps or not gid_maps:
+            raise SpecError("$.linux.uidMappings", "found nothing, wanted mappings for the new user namespace")
+        p.uid_maps, p.gid_maps = uid_maps, gid_maps
+    elif uid_maps or gid_maps:
+        raise SpecError("$.linux.uidMappings", "found mappings, but no new user namespace in $.linux.namespaces")
+    return new
+
+
+def _sysctls(linux: dict[str, Any], new: int, p: Plan) -> list[Op]:
+    """Only keys of a namespace that is the container's own: any other would change the host."""
+    joined = {op[2] for op in p.ops if op[0] == "setns"}
+    own = new | sum(joined)
+    ops: list[Op] = []
+    for key, value in (linux.get("sysctl") or {}).items():
+        path = f"$.linux.sysctl[{key!r}]"
+        name = key.replace(".", "/") if "/" not in key else key
+        parts = name.split("/")
+        if not all(parts) or ".." in parts or any(c in key for c in " \n=") or "\n" in value:
+            raise SpecError(path, "found a malformed name or value, wanted one key and one value")
+        kind = "network" if parts[0] == "net" else ""
+        if name.startswith("fs/mqueue/") or parts[0] == "kernel" and (parts[1][:3] in ("msg", "sem", "shm")):
+            kind = "ipc"
+        elif name in ("kernel/hostname", "kernel/domainname"):
+            kind = "uts"
+        if not kind:
+            raise SpecError(path, "it is not of a namespace: setting it would change the host")
+        if not own & NAMESPACES[kind]:
+            raise SpecError(path, f"it belongs to the {kind} namespace, and the container has none of its own")
+        ops.append(("sysctl", name, value))
+    return ops
+
+
+def _names(p: Plan, spec: Spec, new: int) -> None:
+    joined_uts = any(op[0] == "setns" and op[2] == NAMESPACES["uts"] for op in p.ops)
+    for key, op in (("hostname", "hostname"), ("domainname", "domainname")):
+        if spec.get(key):
+            if not (new & NAMESPACES["uts"] or joined_uts):
+                raise SpecError(f"$.{key}", "found a name, but no uts namespace in $.linux.namespaces")
+            p.ops.append((op, spec[key]))
+
+
+def _filesystem(
+    p: Plan, spec: Spec, host: Any, rootfs: dict[str, Any], bundle: str, new: int, cgroup: str
+) -> None:
+    linux, process = spec.get("linux") or {}, spec["process"]
+    own_mounts = bool(new & NAMESPACES["mount"])
+    propagation = linux.get("rootfsPropagation") or "rslave"
+    if propagation not in ("private", "rprivate", "slave", "rslave", "unbindable", "runbindable", "shared", "rshared"):
+        raise SpecError("$.linux.rootfsPropagation", f"found {propagation!r}, wanted one of private, slave, unbindable, shared")
+    if propagation.endswith("shared"):
+        raise Unsupported(f"$.linux.rootfsPropagation: {propagation!r} is not built yet")
+    if not own_mounts:
+        raise Unsupported(
+            "$.linux.namespaces: a container without a new mount namespace is not built yet",
+            hint='add {"type": "mount"} to $.linux.namespaces',
+        )
+    flag = PROPAGATION["private" if "private" in propagation else "slave"]
+    p.ops.append(("propagation", "/", flag | _MS_REC))
+    if rootfs["kind"] == "overlay":
+        p.ops.append(_overlay(rootfs))
+    else:
+        p.ops.append(("root_bind", rootfs["path"]))
+    if propagation.endswith("unbindable"):
+        p.ops.append(("attr", "/", 0, 0, PROPAGATION["unbindable"], int(propagation[0] == "r")))
+
+    view = CgroupView(host.cgroup_mode, host.cgroup_hierarchies, "" if cgroup == "/" else cgroup, bool(new & NAMESPACES["cgroup"]))
+    late: list[Op] = []
+    bound_dev = False
+    for i, mount in enumerate(spec.get("mounts") or ()):
+        ops, after = mount_ops(mount, f"$.mounts[{i}]", bundle, view)
+        p.ops += ops
+        late += after
+        if mount["destination"].rstrip("/") == "/dev":
+            bound_dev = ops[0][0] == "bind"
+    if not bound_dev:
+        p.ops += device_ops(linux.get("devices") or [], bool(new & NAMESPACES["user"]))
+    _hooks(p, "createContainer")
+    p.ops.append(("mkdir", process["cwd"], 0o755, 0, 0))
+    p.ops += late
+    p.ops.extend(("mask", path) for path in linux.get("maskedPaths") or ())
+    p.ops.extend(("readonly", path) for path in linux.get("readonlyPaths") or ())
+    if process.get("terminal"):
+        p.ops.append(_terminal(p, process, bind=True))
+
+
+def _terminal(p: Plan, process: dict[str, Any], *, bind: bool) -> Op:
+    size = process.get("consoleSize") or {}
+    uid = (process.get("user") or {}).get("uid", 0)
+    return ("terminal", p.after_files(), size.get("height", 0), size.get("width", 0), uid, int(bind))
+
+
+def _overlay(rootfs: dict[str, Any]) -> Op:
+    """Lower directories relative to their common parent: mount(2) takes 4095 bytes of options."""
+    lower = rootfs["lower"]
+    for directory in (*lower, rootfs["upper"], rootfs["work"]):
+        if "," in directory or ":" in directory or "\\" in directory:
+            raise Unsupported(f"cannot mount overlay: the path {directory!r} has a comma, colon or backslash in it")
+    common = lower[0].rsplit("/", 1)[0] or "/"
+    while not all(directory.startswith(common + "/") for directory in lower):
+        common = common.rsplit("/", 1)[0]
+    relative = ":".join(directory[len(common) + 1 :] for directory in lower)
+    options = f"lowerdir={relative},upperdir={rootfs['upper']},workdir={rootfs['work']}"
+    if rootfs.get("volatile"):
+        options += ",volatile"
+    if len(options) > 4095:
+        raise Unsupported(f"cannot mount overlay of {len(lower)} layers: found {len(options)} bytes of options, the kernel takes 4095")
+    return ("root_overlay", rootfs["target"], common or "/", options)
+
+
+def _enter_root(p: Plan, spec: Spec, no_pivot: bool) -> None:
+    p.ops.append(("move_root",) if no_pivot else ("pivot",))
+    if spec["root"].get("readonly"):
+        p.ops.append(("attr", "/", ATTR_RDONLY, 0, 0, 0))
+
+
+def _hooks(p: Plan, kind: str) -> None:
+    for i, hook in enumerate(p.hooks.get(kind) or ()):
+        p.ops.append(hook_op(hook, f"$.hooks.{kind}[{i}]"))
+
+
+def hook_op(hook: dict[str, Any], path: str) -> Op:
+    if not hook["path"].startswith("/"):
+        raise SpecError(f"{path}.path", f"found {hook['path']!r}, wanted an absolute path")
+    timeout = hook.get("timeout")
+    if timeout is not None and timeout <= 0:
+        raise SpecError(f"{path}.timeout", f"found {timeout}, wanted more than zero seconds")
+    return ("hook", hook["path"], hook.get("args") or [hook["path"]], hook.get("env") or [], timeout or 0)
+
+
+def process_ops(p: Plan, process: dict[str, Any], linux: dict[str, Any], host: Any, *, reap: bool = False) -> None:
+    """From the container's inside to execve: limits, identity, filter, program; for the first process and for exec."""
+    ops = p.ops
+    user = process.get("user") or {}
+    uid, gid = user.get("uid", 0), user.get("gid", 0)
+    for name, value in (("uid", uid), ("gid", gid)):
+        if value > 0xFFFFFFFE:
+            raise SpecError(f"$.process.user.{name}", f"found {value}, wanted at most 4294967294")
+    for i, limit in enumerate(process.get("rlimits") or ()):
+        path = f"$.process.rlimits[{i}]"
+        if limit["type"] not in RLIMITS:
+            raise SpecError(f"{path}.type", f"found {limit['type']!r}, wanted one of {', '.join(RLIMITS)}")
+        if limit["soft"] > limit["hard"]:
+            raise SpecError(f"{path}.soft", f"found {limit['soft']}, wanted at most the hard limit {limit['hard']}")
+        ops.append(("rlimit", RLIMITS[limit["type"]], limit["soft"], limit["hard"]))
+    personality = linux.get("personality")
+    if personality:
+        if personality["domain"] not in _PERSONALITIES:
+            raise SpecError("$.linux.personality.domain", f"found {personality['domain']!r}, wanted LINUX or LINUX32")
+        if personality.get("flags"):
+            raise Unsupported("$.linux.personality.flags: not built yet")
+        ops.append(("personality", _PERSONALITIES[personality["domain"]]))
+    no_new_privileges = bool(process.get("noNewPrivileges"))
+    filter_op = _seccomp(linux)
+    if filter_op and not no_new_privileges:
+        ops.append(filter_op)  # without no_new_privs the kernel wants CAP_SYS_ADMIN for it, which is about to go
+    caps = process.get("capabilities") or {}
+    masks = {
+        name: caps_mask(caps.get(name) or [], f"$.process.capabilities.{name}", host.last_cap)
+        for name in ("bounding", "effective", "permitted", "inheritable", "ambient")
+    }
+    # capabilities(7): no capability is ambient that is not permitted and inheritable too. `runc spec` writes such.
+    masks["ambient"] &= masks["permitted"] & masks["inheritable"]
+    ops.append(("bounding", masks["bounding"]))
+    groups = b""
+    for i, group in enumerate(user.get("additionalGids") or ()):
+        if group > 0xFFFFFFFE:
+            raise SpecError(f"$.process.user.additionalGids[{i}]", f"found {group}, wanted at most 4294967294")
+        groups += group.to_bytes(4, "little")
+    ops.append(("groups", groups))
+    if "umask" in user:
+        ops.append(("umask", user["umask"]))
+    if uid or gid:
+        # Once with root's rights, once more as the user, who has the last word on what is not there for root either.
+        ops.append(("chdir", process["cwd"], 1))
+    ops.append(("user", uid, gid))
+    ops.append(("chdir", process["cwd"], 0))
+    ops.append(("caps", masks["effective"], masks["permitted"], masks["inheritable"]))
+    if masks["ambient"]:
+        ops.append(("ambient", masks["ambient"]))
+    if no_new_privileges:
+        ops.append(("no_new_privs",))
+        if filter_op:
+            ops.append(filter_op)
+    ops.append(("exec", process["args"][0], process["args"], process.get("env") or [], _ops.REAP if reap else 0))
+
+
+def _seccomp(linux: dict[str, Any]) -> Op | None:
+    if not linux.get("seccomp"):
+        return None
+    from pycontain.runtime.plan.seccomp import compile_filter
+
+    compiled = compile_filter(linux["seccomp"])
+    return ("seccomp", compiled.program, compiled.flags)
+
+
+def exec_plan(
+    process: dict[str, Any],
+    linux: dict[str, Any],
+    host: Any,
+    *,
+    into: bool,
+    joins: int,
+    namespaces: list[tuple[str, str]],
+    preserve_fds: int = 0,
+) -> Plan:
+    """The plan of one more process in a running container.
+
+    ``namespaces``: (type, path such as /proc/PID/ns/mnt) of those to join, user first, mount last.
+    """
+    if process.get("apparmorProfile") or process.get("selinuxLabel"):
+        raise Unsupported("$.process: apparmorProfile and selinuxLabel are not built yet")
+    p = Plan(3 + preserve_fds, into, joins)
+    p.console = bool(process.get("terminal"))
+    p.ops.extend(("setns", p.file(path), NAMESPACES[kind]) for kind, path in namespaces)
+    p.clone(0)
+    if any(kind == "user" for kind, _ in namespaces):
+        p.ops.append(("userns_root",))
+    p.ops += [("sync",), ("session",), ("enter_root",)]
+    if process.get("oomScoreAdj") is not None:
+        p.ops += [("procfs",), ("oom_score", str(process["oomScoreAdj"]))]
+    if p.console:
+        p.ops.append(_terminal(p, process, bind=False))
+    process_ops(p, process, linux, host)
+    return p
+
+
+def read_plan(rootfs: dict[str, Any], paths: list[str], limit: int) -> Plan:
+    """Mount a root file system where nobody else sees it, and read files below it."""
+    p = Plan(3, False, 0)
+    p.ops += [("unshare", NAMESPACES["mount"]), ("propagation", "/", PROPAGATION["private"] | _MS_REC)]
+    p.ops.append(_overlay(rootfs) if rootfs["kind"] == "overlay" else ("root_bind", rootfs["path"]))
+    p.ops.extend(("read", path, limit) for path in paths)
+    return p

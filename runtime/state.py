@@ -1,0 +1,196 @@
+"""The state of containers on disk: one directory each, a table of transitions, a lock, atomic writes.
+
+``<root>/<id>/`` (0700) holds state.json (version 1), config.json (the specification as it was at create) and,
+between create and start, control.sock. The lock is flock(2) on the directory itself.
+"""
+
+from __future__ import annotations
+
+import os
+from fcntl import LOCK_EX, flock
+
+from pycontain.runtime.errors import Conflict, KernelError, NotFound, PycontainError
+from pycontain.runtime.jsontext import dump, parse
+from pycontain.runtime.spec import read_bounded
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+VERSION = 1
+_ID_EXTRA = "_+-."
+
+# verb → (states it is taken in, state after it); runtime.md, "State" and "Lifecycle".
+TRANSITIONS = {
+    "start": (("created",), "running"),
+    "pause": (("running",), "paused"),
+    "resume": (("paused",), "running"),
+    "exec": (("running", "created"), None),
+    "kill": (("created", "running", "paused"), None),
+    "delete": (("stopped", "created"), None),
+}
+
+
+def check_id(id: str) -> str:
+    """``id`` itself, if it can name a directory. Raises PycontainError."""
+    if not id or id in (".", "..") or len(id) > 200 or not all(c.isascii() and c.isalnum() or c in _ID_EXTRA for c in id):
+        raise PycontainError(f"invalid container id {id!r}: wanted letters, digits and _ + - . only")
+    return id
+
+
+def start_time(pid: int) -> int | None:
+    """Clock ticks after boot at which ``pid`` began (proc_pid_stat(5), field 22); None if it is gone or a zombie."""
+    try:
+        fd = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    try:
+        text = os.read(fd, 4096)
+    except ProcessLookupError:
+        return None
+    finally:
+        os.close(fd)
+    fields = text[text.rindex(b")") + 2 :].split()
+    return None if fields[0] in (b"Z", b"X") else int(fields[19])
+
+
+def boot_id() -> str:
+    with open("/proc/sys/kernel/random/boot_id", "rb", buffering=0) as file:
+        return file.read(64).decode().strip()
+
+
+class Container:
+    """One container's directory, locked while it is open (use it with ``with``)."""
+
+    def __init__(self, root: str, id: str, fd: int, fields: dict[str, Any]) -> None:
+        self.root = root
+        self.id = id
+        self.directory = f"{root}/{id}"
+        self.fields = fields
+        self._fd = fd
+
+    @classmethod
+    def make(cls, root: str, id: str, fields: dict[str, Any], config: bytes) -> Container:
+        """A new directory in state "creating". Raises Conflict if the id is taken."""
+        check_id(id)
+        try:
+            os.makedirs(root, 0o700, exist_ok=True)
+            os.mkdir(f"{root}/{id}", 0o700)
+        except FileExistsError:
+            raise Conflict(
+                f"cannot create container {id}: a container with that id exists",
+                hint=f"pycontain-runtime delete {id}, or choose another id",
+            ) from None
+        except OSError as error:
+            raise KernelError(f"cannot make the state directory {root}/{id}", error.errno or 0) from None
+        fd = os.open(f"{root}/{id}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        flock(fd, LOCK_EX)
+        container = cls(root, id, fd, {"version": VERSION, "id": id, "status": "creating", "pid": 0, **fields})
+        container._write("config.json", config)
+        container.save()
+        return container
+
+    @classmethod
+    def open(cls, root: str, id: str) -> Container:
+        """An existing container, locked. Raises NotFound; PycontainError for a format of another version."""
+        check_id(id)
+        while True:
+            try:
+                fd = os.open(f"{root}/{id}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            except OSError:
+                raise NotFound(f"container {id} does not exist") from None
+            flock(fd, LOCK_EX)
+            if os.fstat(fd).st_nlink:
+                break
+            os.close(fd)  # it was deleted while we waited
+        path = f"{root}/{id}/state.json"
+        try:
+            fields = parse(read_bounded(path), path)
+        except NotFound:
+            # Killed between mkdir and the first write: nothing else was made yet.
+            fields = {"version": VERSION, "id": id, "status": "creating", "pid": 0}
+        except PycontainError:
+            os.close(fd)
+            raise
+        if fields.get("version") != VERSION:
+            os.close(fd)
+            raise PycontainError(f"cannot read {path}: found format version {fields.get('version')}, wanted {VERSION}")
+        return cls(root, id, fd, fields)
+
+    def __enter__(self) -> Container:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def save(self) -> None:
+        self._write("state.json", dump(self.fields).encode())
+
+    def _write(self, name: str, data: bytes) -> None:
+        """Atomic for whoever reads. No fsync: the directory lives on a tmpfs, and a crash of the host ends it all."""
+        temporary = f"{self.directory}/.{name}"
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        os.write(fd, data)
+        os.close(fd)
+        os.rename(temporary, f"{self.directory}/{name}")
+
+    def remove(self) -> None:
+        for name in os.listdir(self.directory):
+            os.unlink(f"{self.directory}/{name}")
+        os.rmdir(self.directory)
+        self.close()
+
+    @property
+    def pid(self) -> int:
+        pid: int = self.fields["pid"]
+        return pid
+
+    def set_pid(self, pid: int) -> None:
+        self.fields["pid"] = pid
+        self.fields["start_time"] = start_time(pid)
+        self.fields["boot_id"] = boot_id()
+
+    def alive(self) -> bool:
+        """The very process that was started, not another with its number."""
+        if not self.pid or self.fields.get("boot_id") != boot_id():
+            return False
+        return start_time(self.pid) == self.fields.get("start_time") is not None
+
+    @property
+    def status(self) -> str:
+        status: str = self.fields["status"]
+        if status == "creating" or self.alive():
+            return status
+        return "stopped"
+
+    def require(self, verb: str) -> None:
+        """Raises Conflict if the state has no such transition."""
+        if self.status not in TRANSITIONS[verb][0]:
+            if verb in ("kill", "exec"):
+                raise Conflict(f"cannot {verb} container {self.id}: container not running (it is {self.status})")
+            hint = f"pycontain-runtime delete --force {self.id}" if verb == "delete" else None
+            wanted = " or ".join(TRANSITIONS[verb][0])
+            raise Conflict(f"cannot {verb} container {self.id}: found it {self.status}, wanted {wanted}", hint=hint)
+
+    def transition(self, verb: str) -> None:
+        after = TRANSITIONS[verb][1]
+        if after is not None:
+            self.fields["status"] = after
+            self.save()
+
+    def oci(self, status: str | None = None) -> dict[str, Any]:
+        """The state object of runtime.md."""
+        status = status or self.status
+        fields = self.fields
+        state = {"ociVersion": fields.get("ociVersion", "1.0.0"), "id": self.id, "status": status}
+        if status != "stopped":
+            state["pid"] = self.pid
+        state["bundle"] = fields.get("bundle", "")
+        if fields.get("annotations"):
+            state["annotations"] = fields["annotations"]
+        return state

@@ -1,0 +1,106 @@
+"""What ``spec`` writes and what ``features`` prints: data."""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+_CAPS = ["CAP_AUDIT_WRITE", "CAP_KILL", "CAP_NET_BIND_SERVICE"]
+_QUIET = ["nosuid", "noexec", "nodev"]
+
+EXAMPLE: dict[str, Any] = {
+    "ociVersion": "1.3.0",
+    "process": {
+        "terminal": True,
+        "user": {"uid": 0, "gid": 0},
+        "args": ["sh"],
+        "env": ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "TERM=xterm"],
+        "cwd": "/",
+        "capabilities": {"bounding": _CAPS, "effective": _CAPS, "permitted": _CAPS},
+        "rlimits": [{"type": "RLIMIT_NOFILE", "hard": 1024, "soft": 1024}],
+        "noNewPrivileges": True,
+    },
+    "root": {"path": "rootfs", "readonly": True},
+    "hostname": "pycontain",
+    "mounts": [
+        {"destination": "/proc", "type": "proc", "source": "proc"},
+        {
+            "destination": "/dev",
+            "type": "tmpfs",
+            "source": "tmpfs",
+            "options": ["nosuid", "strictatime", "mode=755", "size=65536k"],
+        },
+        {
+            "destination": "/dev/pts",
+            "type": "devpts",
+            "source": "devpts",
+            "options": ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"],
+        },
+        {
+            "destination": "/dev/shm",
+            "type": "tmpfs",
+            "source": "shm",
+            "options": [*_QUIET, "mode=1777", "size=65536k"],
+        },
+        {"destination": "/dev/mqueue", "type": "mqueue", "source": "mqueue", "options": _QUIET},
+        {"destination": "/sys", "type": "sysfs", "source": "sysfs", "options": [*_QUIET, "ro"]},
+        {"destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup", "options": [*_QUIET, "relatime", "ro"]},
+    ],
+    "linux": {
+        "resources": {"devices": [{"allow": False, "access": "rwm"}]},
+        "namespaces": [{"type": kind} for kind in ("pid", "network", "ipc", "uts", "mount", "cgroup")],
+        "maskedPaths": [
+            "/proc/acpi",
+            "/proc/asound",
+            "/proc/kcore",
+            "/proc/keys",
+            "/proc/latency_stats",
+            "/proc/timer_list",
+            "/proc/timer_stats",
+            "/proc/sched_debug",
+            "/sys/firmware",
+            "/sys/devices/virtual/powercap",
+            "/proc/scsi",
+        ],
+        "readonlyPaths": ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"],
+    },
+}
+
+
+def features() -> dict[str, Any]:
+    """The features object of features.md and features-linux.md."""
+    from pycontain.runtime.plan.identity import CAPS
+    from pycontain.runtime.plan.mounts import _CLEARS, _FLAGS, PROPAGATION
+    from pycontain.runtime.plan.plan import NAMESPACES
+    from pycontain.runtime.plan.seccomp import ACTIONS, ARCHITECTURES, FLAGS, OPERATORS
+
+    recursive = ["r" + name for name, (_, attr) in _FLAGS.items() if attr is not None]
+    recursive += ["r" + name for name, sets in _CLEARS.items() if _FLAGS[sets][1] is not None]
+    spread = [*PROPAGATION, *("r" + name for name in PROPAGATION)]
+    absent: dict[str, Any] = {"enabled": False}
+    return {
+        "ociVersionMin": "1.0.0",
+        "ociVersionMax": "1.3.0",
+        "hooks": ["prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop"],
+        "mountOptions": sorted({"bind", "rbind", "remount", "defaults", *_FLAGS, *_CLEARS, *recursive, *spread}),
+        "linux": {
+            "namespaces": sorted(NAMESPACES),
+            "capabilities": list(CAPS),
+            "cgroup": {"v1": True, "v2": True, "systemd": False, "systemdUser": False, "rdma": False},
+            "seccomp": {
+                "enabled": True,
+                "actions": sorted(ACTIONS),
+                "operators": sorted(OPERATORS),
+                "archs": sorted(ARCHITECTURES),
+                "knownFlags": sorted(FLAGS),
+                "supportedFlags": sorted(FLAGS),
+            },
+            "apparmor": absent,
+            "selinux": absent,
+            "intelRdt": absent,
+            "memoryPolicy": {},
+            "mountExtensions": {"idmap": absent},
+            "netDevices": absent,
+        },
+    }

@@ -1,0 +1,230 @@
+"""The bridge of a network and the veth pairs on it: everything is found again by its name.
+
+Names are the only state: the bridge carries the network's identity in its alias, and a container's link has a name
+made from the container's id. So whatever a crash leaves behind can be told from what is in use.
+"""
+
+from __future__ import annotations
+
+import _socket
+import errno
+import zlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from pycontain.network import netlink
+from pycontain.network.netlink import Netlink
+from pycontain.runtime.errors import Conflict, KernelError, NotFound, PycontainError
+
+ALIAS = "pycontain network "
+_LINK_PREFIX = "pc"
+_MTU = 1500
+
+
+@dataclass(frozen=True, slots=True)
+class Subnet:
+    """An IPv4 network: ``base`` is its first address as a number, ``prefix`` its length."""
+
+    base: int
+    prefix: int
+
+    @property
+    def size(self) -> int:
+        """The number of addresses, with the network's own, the gateway's and the broadcast address."""
+        return 1 << (32 - self.prefix)
+
+    def __str__(self) -> str:
+        return f"{dotted(self.base)}/{self.prefix}"
+
+    def overlaps(self, other: Subnet) -> bool:
+        """Whether any address is in both."""
+        return self.base < other.base + other.size and other.base < self.base + self.size
+
+
+def parse_subnet(text: str) -> Subnet:
+    """``10.118.0.0/16``; PycontainError for anything that is not the first address of an IPv4 network of /8 to /29."""
+    address, _, length = text.partition("/")
+    try:
+        raw = _socket.inet_pton(netlink.AF_INET, address)
+    except OSError:
+        raise PycontainError(f'subnet "{text}": "{address}" is not an IPv4 address') from None
+    if not (length.isascii() and length.isdecimal() and 8 <= int(length) <= 29):
+        raise PycontainError(f'subnet "{text}": prefix length is "{length}", wanted 8 to 29')
+    subnet = Subnet(int.from_bytes(raw, "big"), int(length))
+    if subnet.base % subnet.size:
+        first = dotted(subnet.base - subnet.base % subnet.size)
+        raise PycontainError(f'subnet "{text}": {address} is not its first address', hint=f"use {first}/{length}")
+    return subnet
+
+
+def dotted(number: int) -> str:
+    """167772161 → ``10.0.0.1``."""
+    return _socket.inet_ntoa(number.to_bytes(4, "big"))
+
+
+def mac_of(address: str) -> bytes:
+    """A locally administered hardware address made from the IPv4 address, so that neighbours' caches stay true."""
+    return b"\x02\x70" + _socket.inet_aton(address)
+
+
+def candidates() -> Iterator[Subnet]:
+    """Private networks in the order in which they are tried.
+
+    Those that docker, podman, libvirt and the usual Kubernetes networks choose by default are left to them.
+    """
+    for second in range(118, 128):
+        yield Subnet((10 << 24) | (second << 16), 16)
+    for third in range(128, 256, 16):
+        yield Subnet((192 << 24) | (168 << 16) | (third << 8), 20)
+    for second in range(24, 32):
+        yield Subnet((172 << 24) | (second << 16), 16)
+
+
+def used_subnets(kernel: Netlink, besides: int = 0) -> list[Subnet]:
+    """The subnets of every address and route of the host, except those of link ``besides``.
+
+    Default routes, and the two halves that VPNs use in place of one, overlap everything and say nothing.
+    """
+    used = [(address, prefix) for index, address, prefix in kernel.addresses() if index != besides]
+    used += [(address, prefix) for address, prefix, index in kernel.routes() if index != besides or not index]
+    found = []
+    for address, prefix in used:
+        if prefix > 1:
+            number = int.from_bytes(_socket.inet_aton(address), "big")
+            size = 1 << (32 - prefix)
+            found.append(Subnet(number - number % size, prefix))
+    return found
+
+
+def choose_subnet(used: Iterable[Subnet]) -> Subnet:
+    """The first candidate that overlaps nothing in ``used``; PycontainError when there is none."""
+    taken = list(used)
+    for subnet in candidates():
+        if not any(subnet.overlaps(other) for other in taken):
+            return subnet
+    raise PycontainError(
+        "no private subnet is free: each one that pycontain would take overlaps a route or an address of this host",
+        hint="see them with: ip route show table all",
+    )
+
+
+def uplink_mtu(kernel: Netlink) -> int:
+    """The MTU for the network: that of the default route's link, at most 1500.
+
+    A container that takes 1500 where the host's way out takes less depends on ICMP messages which are often filtered.
+    """
+    mtus = {link.index: link.mtu for link in kernel.links()}
+    ways_out = [mtus[index] for _, prefix, index in kernel.routes() if prefix == 0 and index in mtus]
+    return max(576, min([_MTU, *ways_out]))
+
+
+def free_bridge_name(kernel: Netlink, wanted: str) -> str:
+    """``wanted``, or the same name with the next number that no link has."""
+    stem = wanted.rstrip("0123456789")[:12]
+    taken = {link.name for link in kernel.links()}
+    for name in [wanted, *(f"{stem}{number}" for number in range(1000))]:
+        if name not in taken:
+            return name
+    raise Conflict(f"no bridge name is free: {stem}0 to {stem}999 are taken")
+
+
+def find_bridge(name: str, network_id: str) -> netlink.Link:
+    """The bridge of a network; NotFound when it is not there or the link of that name is not this network's."""
+    with Netlink() as kernel:
+        link = kernel.link(name)
+    if link is None or link.alias != ALIAS + network_id:
+        raise NotFound(f"bridge {name} of this network is gone", hint="start the container again, which makes it")
+    return link
+
+
+def create_bridge(kernel: Netlink, name: str, network_id: str, gateway: str, mtu: int) -> netlink.Link:
+    """Create the bridge with its alias, down and without an address; finish_bridge does the rest."""
+    # One datagram: the kernel carries out both requests before a signal can end this process.
+    kernel.send(
+        netlink.new_bridge(name, mac_of(gateway), mtu), netlink.set_link(name, alias=ALIAS + network_id)
+    )
+    link = kernel.link(name)
+    if link is None:
+        raise KernelError(f"find the bridge {name} just made", errno.ENODEV)
+    return link
+
+
+def finish_bridge(kernel: Netlink, bridge: netlink.Link, gateway: str, prefix: int) -> None:
+    """Give the bridge its address and set it up, as far as that is not so yet."""
+    if not bridge.up:
+        # The network is IPv4 only. Without this, containers would reach the host's services over link-local
+        # addresses, and could send it router advertisements.
+        write_sysctl(f"net/ipv6/conf/{bridge.name}/disable_ipv6", "1", missing_ok=True)
+        kernel.send(netlink.set_link(bridge.name, index=bridge.index, up=True))
+    if (bridge.index, gateway, prefix) not in kernel.addresses(bridge.index):
+        try:
+            kernel.send(netlink.add_address(bridge.name, bridge.index, gateway, prefix))
+        except KernelError as error:
+            if error.errno != errno.EEXIST:
+                raise
+
+
+def link_name(container_id: str, attempt: int = 0) -> str:
+    """The host's end of a container's veth pair: ``pc`` and eight hex digits, those of the id where it begins so."""
+    head = container_id[:8]
+    if attempt or len(head) < 8 or not set(head) <= set("0123456789abcdef"):
+        head = f"{zlib.crc32(f'{container_id}/{attempt}'.encode()):08x}"
+    return _LINK_PREFIX + head
+
+
+def attach(
+    name: str, bridge: netlink.Link, address: str, *, pid: int | None = None, netns_fd: int | None = None
+) -> None:
+    """Make the veth pair: ``name`` on the bridge, eth0 with index 2 in the namespace of ``pid`` or ``netns_fd``.
+
+    KernelError EEXIST when a link ``name`` is there, or the namespace has an eth0 or a link with index 2.
+    """
+    create = netlink.new_veth(
+        name, master=bridge.index, mtu=bridge.mtu, peer_mac=mac_of(address), pid=pid, netns_fd=netns_fd
+    )
+    with Netlink() as kernel:
+        kernel.send(create)
+        kernel.send(netlink.set_link(name, up=True, no_ipv6_address=has_ipv6()))
+
+
+def detach(name: str) -> None:
+    """Delete a link by name; one that is gone is fine (it goes with its namespace)."""
+    try:
+        with Netlink() as kernel:
+            kernel.send(netlink.delete_link(name))
+    except KernelError as error:
+        if error.errno != errno.ENODEV:
+            raise
+
+
+def ports_of(kernel: Netlink, bridge: str) -> set[str]:
+    """The names of the container links on the bridge."""
+    links = kernel.links()
+    masters = {link.index for link in links if link.name == bridge}
+    return {link.name for link in links if link.master in masters and link.name.startswith(_LINK_PREFIX)}
+
+
+def has_ipv6() -> bool:
+    """Whether the kernel has IPv6 in this namespace."""
+    return read_sysctl("net/ipv6/conf/all/disable_ipv6") is not None
+
+
+def read_sysctl(name: str) -> str | None:
+    """The value of /proc/sys/``name`` of the calling thread's network namespace, or None where there is no such."""
+    try:
+        with open(f"/proc/sys/{name}") as file:
+            return file.read().strip()
+    except FileNotFoundError:
+        return None
+
+
+def write_sysctl(name: str, value: str, missing_ok: bool = False) -> None:
+    """Set /proc/sys/``name`` if it is not so yet; KernelError when the kernel refuses."""
+    found = read_sysctl(name)
+    if found == value or (found is None and missing_ok):
+        return
+    try:
+        with open(f"/proc/sys/{name}", "w") as file:
+            file.write(value)
+    except OSError as error:
+        raise KernelError(f"set sysctl {name.replace('/', '.')} to {value}", error.errno or errno.EIO) from None

@@ -1,0 +1,233 @@
+"""The network's own nftables table, made anew as a whole in one transaction whenever a published port changes.
+
+Rules are written by libnftables' JSON (``nft -j -f -``, libnftables-json(5)); whether anybody changed the ruleset is
+asked by one netlink request of our own, since starting nft costs some milliseconds.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pycontain.network.netlink import AF_INET, NETLINK_NETFILTER, Netlink, Request, attribute, attributes
+from pycontain.network.ports import ANY, Port
+from pycontain.runtime.errors import KernelError, PycontainError
+
+Json = dict[str, Any]
+
+_SBIN = ("/usr/sbin", "/sbin", "/usr/bin", "/bin", "/usr/local/sbin", "/usr/local/bin")
+_GETGEN, _NFTA_GEN_ID = (10 << 8) | 16, 1
+_CT_DELETE = (1 << 8) | 2
+_CTA_TUPLE_ORIG, _CTA_TUPLE_REPLY, _CTA_FILTER = 1, 2, 30
+_CTA_TUPLE_IP, _CTA_IP_V4_SRC = 1, 1
+_NLA_NESTED = 0x8000
+_LOOPBACK: Json = {"prefix": {"addr": "127.0.0.0", "len": 8}}
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """One port with the container it leads to."""
+
+    port: Port
+    address: str
+    container_id: str
+
+
+def generation() -> int:
+    """The generation number of the namespace's nftables ruleset: every committed transaction of anybody adds one."""
+    request = Request("ask for the nftables generation", _GETGEN, 0, struct.pack(">BBH", 0, 0, 0))
+    with Netlink(NETLINK_NETFILTER) as netlink:
+        answers = netlink.ask(request)
+    return int.from_bytes(attributes(answers[0][4:])[_NFTA_GEN_ID], "big")
+
+
+def forget_connections(address: str) -> None:
+    """Drop the connection tracking entries from or to a container's address.
+
+    Without that a UDP client which keeps sending from one port would go on to the address of a container that has
+    gone, or to whoever gets it next. Kernels before 5.8 have no filter by address and are left alone.
+    """
+    side = attribute(_CTA_IP_V4_SRC, bytes(int(part) for part in address.split(".")))
+    pairs = attribute(_CTA_TUPLE_IP | _NLA_NESTED, side)
+    for tuple_kind, flags_kind in ((_CTA_TUPLE_ORIG, 1), (_CTA_TUPLE_REPLY, 2)):
+        chosen = attribute(flags_kind, struct.pack("=I", 1))  # compare the source address only
+        body = struct.pack(">BBH", AF_INET, 0, 0) + attribute(tuple_kind | _NLA_NESTED, pairs)
+        body += attribute(_CTA_FILTER | _NLA_NESTED, chosen)
+        try:
+            with Netlink(NETLINK_NETFILTER) as netlink:
+                netlink.send(Request(f"forget the connections of {address}", _CT_DELETE, 0, body))
+        except KernelError as error:
+            # ENOENT: none; the others: no connection tracking here, or none that can filter.
+            if error.errno not in (errno.ENOENT, errno.EOPNOTSUPP, errno.EINVAL, errno.EPROTONOSUPPORT):
+                raise
+
+
+def table(name: str, bridge: str, subnet: str, published: Sequence[Published]) -> list[Json]:
+    """The commands that replace the table ``ip <name>``; ``subnet`` is ``10.0.0.0/16``. Pure.
+
+    Where two of ``published`` claim one host port, the later one has it.
+    """
+    here = {"family": "ip", "table": name}
+    address, _, length = subnet.partition("/")
+    ours: Json = {"prefix": {"addr": address, "len": int(length)}}
+    inward, outward = _equal(_meta("iifname"), bridge), _equal(_meta("oifname"), bridge)
+    elsewhere = _match("!=", _meta("oifname"), bridge)
+    translated = _match("in", {"ct": {"key": "status"}}, "dnat")
+    local = _equal({"fib": {"result": "type", "flags": ["daddr"]}}, "local")
+    translations: list[list[Json]] = [
+        [local, {"dnat": {"family": "ip", "addr": {"map": {"key": key, "data": {"set": elements}}}}}]
+        for key, elements in _maps(published)
+    ]
+
+    def chain(chain_name: str, kind: str, hook: str, priority: int, rules: list[list[Json]]) -> list[Json]:
+        commands: list[Json] = [
+            {"add": {"chain": {
+                **here, "name": chain_name, "type": kind, "hook": hook, "prio": priority, "policy": "accept",
+            }}}
+        ]
+        return commands + [{"add": {"rule": {**here, "chain": chain_name, "expr": rule}}} for rule in rules]
+
+    own: Json = {"table": {"family": "ip", "name": name}}
+    return [
+        # `add` first, so that `delete` never misses; all of it is one transaction.
+        {"add": own},
+        {"delete": own},
+        {"add": own},
+        # route_localnet makes the bridge deliver packets for 127/8: none may come from a container.
+        *chain("raw", "filter", "prerouting", -300, [
+            [inward, _equal(_payload("ip", "daddr"), _LOOPBACK), {"drop": None}],
+            [inward, _equal(_payload("ip", "saddr"), _LOOPBACK), {"drop": None}],
+        ]),
+        # What is published on a loopback address is for this host's own processes, which pass `output`.
+        *chain("prerouting", "nat", "prerouting", -100, [
+            [_equal(_payload("ip", "daddr"), _LOOPBACK), {"return": None}],
+            *translations,
+        ]),
+        *chain("output", "nat", "output", -100, translations),
+        *chain("postrouting", "nat", "postrouting", 100, [
+            # An answer to 127.0.0.1 would stay in the container, one to a neighbour would go to it directly.
+            [outward, _equal(_payload("ip", "saddr"), _LOOPBACK), {"masquerade": None}],
+            [outward, _equal(_payload("ip", "saddr"), ours), translated, {"masquerade": None}],
+            [elsewhere, _equal(_payload("ip", "saddr"), ours), {"masquerade": None}],
+        ]),
+        # The host forwards, so any neighbour may use it as a router to the containers: only published ports answer.
+        *chain("forward", "filter", "forward", 0, [
+            [outward, _match("in", {"ct": {"key": "state"}}, ["established", "related"]), {"accept": None}],
+            [outward, inward, {"accept": None}],
+            [outward, translated, {"accept": None}],
+            [outward, {"drop": None}],
+        ]),
+    ]
+
+
+def remove_table(name: str) -> list[Json]:
+    """The commands that remove the table, whether or not it is there. Pure."""
+    own: Json = {"table": {"family": "ip", "name": name}}
+    return [{"add": own}, {"delete": own}]
+
+
+def _maps(published: Sequence[Published]) -> list[tuple[Json, list[Any]]]:
+    """(key, elements) of the two maps: ports of one address, then ports of every address."""
+    by_address: dict[tuple[str, str, int], Published] = {}
+    for each in published:
+        by_address[each.port.protocol, each.port.host_ip, each.port.host_port] = each
+    one: list[Any] = []
+    every: list[Any] = []
+    for (protocol, host_ip, host_port), each in by_address.items():
+        key = [protocol, host_port] if host_ip == ANY else [protocol, host_ip, host_port]
+        left = {"elem": {"val": {"concat": key}, "comment": each.container_id[:64]}}
+        (every if host_ip == ANY else one).append([left, {"concat": [each.address, each.port.container_port]}])
+    protocol_key, port_key = _meta("l4proto"), _payload("th", "dport")
+    maps: list[tuple[Json, list[Any]]] = []
+    if one:
+        maps.append(({"concat": [protocol_key, _payload("ip", "daddr"), port_key]}, one))
+    if every:
+        maps.append(({"concat": [protocol_key, port_key]}, every))
+    return maps
+
+
+def _match(operator: str, left: Json, right: object) -> Json:
+    return {"match": {"op": operator, "left": left, "right": right}}
+
+
+def _equal(left: Json, right: object) -> Json:
+    return _match("==", left, right)
+
+
+def _meta(key: str) -> Json:
+    return {"meta": {"key": key}}
+
+
+def _payload(protocol: str, field: str) -> Json:
+    return {"payload": {"protocol": protocol, "field": field}}
+
+
+# Running nft
+
+
+def apply(commands: list[Json], tried: str) -> None:
+    """Carry out the commands in one transaction. PycontainError says ``tried`` and nft's own first line."""
+    run_nft(["-j", "-f", "-"], json.dumps({"nftables": commands}), tried)
+
+
+def ruleset() -> list[Json]:
+    """The whole ruleset of the namespace as nft lists it."""
+    listed = json.loads(run_nft(["-j", "list", "ruleset"], "", "list the nftables ruleset") or '{"nftables": []}')
+    return list(listed["nftables"])
+
+
+def run_nft(arguments: list[str], text: str, tried: str) -> str:
+    """Run nft with ``text`` on its standard input and return its output; PycontainError when it fails."""
+    program = find_program("nft")
+    if program is None:
+        raise PycontainError(f"{tried}: the program nft was not found", hint="apt-get install nftables")
+    status, output, complaint = run([program, *arguments], text)
+    if status != 0:
+        lines = [line for line in complaint.splitlines() if line.strip()]
+        said = lines[0] if lines else "nothing"
+        raise PycontainError(f"{tried}: nft ended with status {status} and said: {said}")
+    return output
+
+
+def find_program(name: str) -> str | None:
+    """The path of a system program, from the fixed list of system directories."""
+    for folder in _SBIN:
+        path = f"{folder}/{name}"
+        if os.access(path, os.X_OK):
+            return path
+    return None
+
+
+def run(command: list[str], text: str = "") -> tuple[int, str, str]:
+    """Run a program to its end: (exit status or negative signal, its output, its error output).
+
+    posix_spawn and files in memory instead of ``subprocess`` and pipes: no fork of a threaded host, no import.
+    """
+    fds = [os.memfd_create(f"pycontain-{part}") for part in ("input", "output", "error")]
+    try:
+        os.write(fds[0], text.encode())
+        os.lseek(fds[0], 0, os.SEEK_SET)
+        actions = [(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(fds)]
+        environment = {"PATH": ":".join(_SBIN), "LC_ALL": "C"}
+        try:
+            pid = os.posix_spawn(command[0], command, environment, file_actions=actions)
+        except OSError as error:
+            raise KernelError(f"start {command[0]}", error.errno or errno.EIO) from None
+        try:
+            status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        except ChildProcessError:
+            # The host program ignores SIGCHLD, so the kernel keeps no status: only the error output can tell.
+            status = 1 if os.fstat(fds[2]).st_size else 0
+        return status, _whole(fds[1]), _whole(fds[2])
+    finally:
+        for fd in fds:
+            os.close(fd)
+
+
+def _whole(fd: int) -> str:
+    return os.pread(fd, os.fstat(fd).st_size, 0).decode("utf-8", "replace")

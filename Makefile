@@ -30,7 +30,7 @@ bench:
 FUZZ_SECONDS := 600
 fuzz:
 	@tools/setup test
-	$(MAKE) -C tests/fuzz SECONDS=$(FUZZ_SECONDS)
+	$(MAKE) -C tests/fuzz FUZZ_SECONDS=$(FUZZ_SECONDS)
 
 clean:
 	$(MAKE) -C runtime/init clean

@@ -10,6 +10,7 @@ import errno
 import os
 import select
 import socket
+import stat
 import struct
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -27,7 +28,11 @@ WANT_STDIN, WANT_OUTPUT = 1, 2
 FRAME_MAX = 65536
 _HEADER = struct.Struct("<BI")
 _PAIR = struct.Struct("<II")
-_REFUSALS = {1: "16 clients are attached already", 2: f"it does not speak version {VERSION}", 3: "our user is not its own"}
+_REFUSALS = {
+    1: "16 clients are attached already",
+    2: f"it does not speak version {VERSION}",
+    3: "our user is not its own",
+}
 
 DETACH_KEYS = b"\x10\x11"  # ctrl-p ctrl-q
 
@@ -152,7 +157,7 @@ def run_foreground(
             killed.append(number)
             session.ended = Ended(None, number)
 
-    taken = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT]
+    taken: list[int] = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT]
     if tty:
         taken += [signal.SIGWINCH, signal.SIGCONT]
     with _signals(taken) as session.wakeup, _raw(raw):
@@ -318,14 +323,17 @@ class _Session:
         elif kind == S_STDIN_CLOSED:
             self.stdin = self.input = None
         else:
-            raise PycontainError(f"attach: found frame {kind} of {len(payload)} bytes, which is none of version {VERSION}")
+            raise PycontainError(
+                f"attach: found frame {kind} of {len(payload)} bytes, which is none of version {VERSION}"
+            )
 
     def _write(self) -> None:
         which, fd, rest = self._writing.popleft()
         # A pipe that polls as writable takes PIPE_BUF bytes without blocking (pipe(7)); O_NONBLOCK would be the
         # user's as well, who shares the open file description with us.
         try:
-            rest = rest[os.write(fd, rest[: select.PIPE_BUF]) :]
+            size = len(rest) if stat.S_ISREG(os.fstat(fd).st_mode) else select.PIPE_BUF
+            rest = rest[os.write(fd, rest[:size]) :]
         except BlockingIOError:
             pass
         except OSError:

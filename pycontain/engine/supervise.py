@@ -186,9 +186,8 @@ def spawn(
         opened.append(fcntl.fcntl(image, fcntl.F_DUPFD_CLOEXEC, above))
         try:
             # Every signal is blocked until the supervisor has left our process group: a Ctrl-C is for us.
-            pid = os.posix_spawn(
-                f"/proc/self/fd/{opened[-1]}", argv, environment, file_actions=actions, setsigmask=signal.valid_signals()
-            )
+            path, blocked = f"/proc/self/fd/{opened[-1]}", signal.valid_signals()
+            pid = os.posix_spawn(path, argv, environment, file_actions=actions, setsigmask=blocked)
         except OSError as error:
             raise KernelError("start the supervisor: posix_spawn", error.errno or 0) from error
     except OSError as error:
@@ -273,6 +272,14 @@ def read_exit(exit_path: str) -> Exit | None:
         return Exit(int(data["status"]), data["signal"], str(data["finished"]), int(data.get("log_dropped", 0)))
     except (KeyError, TypeError, ValueError):
         raise PycontainError(f"read exit record {exit_path}: found no status") from None
+
+
+def finished(exit_path: str, pid_file: str) -> bool:
+    """True when the container's end is on record, or nobody is left who could record it (for `logs.follow`)."""
+    if os.path.exists(exit_path):
+        return True
+    found = read_processes(pid_file)
+    return found is None or not found.alive()
 
 
 def kill(processes: Processes, *, container: bool = False, number: int = signal.SIGKILL, wait: float = 10.0) -> bool:
@@ -363,9 +370,7 @@ def _sealed(path: str) -> int:
         with open(path, "rb") as file:
             data = file.read()
     except FileNotFoundError:
-        raise NotFound(
-            f"start the supervisor: {path} is not there", hint="build it: make -C runtime/init"
-        ) from None
+        raise NotFound(f"start the supervisor: {path} is not there", hint="build it: make -C runtime/init") from None
     except OSError as error:
         raise KernelError(f"read {path}", error.errno or 0) from error
     fd = os.memfd_create("pycontain-supervisor", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
@@ -373,7 +378,8 @@ def _sealed(path: str) -> int:
         view = memoryview(data)
         while view:
             view = view[os.write(fd, view) :]
-        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE)
+        seals = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
     except OSError as error:
         os.close(fd)
         raise KernelError("seal the supervisor's program", error.errno or 0) from error

@@ -22,7 +22,7 @@ RUNTIME = (
     {"plan"},
     {"channel", "executor", "terminal"},
     {"namespaces"},
-    {"lifecycle"},
+    {"lifecycle", "example"},
     {"main"},
 )
 GROUND = tuple(f"pycontain.runtime.{room}" for room in ("errors", "kernel", "spec", "jsontext"))

@@ -28,7 +28,7 @@ _MAX_FILE = 1 << 20
 _HELPER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*", re.ASCII)
 _HELPER_SECONDS = 30
 _TOKEN = r"[A-Za-z0-9!#$%&'*+.^_`|~-]+"
-_PARAMETER = re.compile(rf'({_TOKEN})\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s,"]*))', re.ASCII)
+_PARAMETER = re.compile(rf'({_TOKEN})\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s,"]+))', re.ASCII)
 _SCHEME = re.compile(rf"({_TOKEN})(?=\s|,|$)", re.ASCII)
 _MAX_CHALLENGE = 16384
 

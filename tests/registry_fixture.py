@@ -407,5 +407,5 @@ def silent(connection: socket.socket) -> None:
 
 def store_is_clean(root: str) -> bool:
     """Nothing of a failed pull is left: no blob, no partial content, no name."""
-    found = [name for kind in ("blobs/sha256", "blobs/sha512", "ingest") for name in os.listdir(os.path.join(root, kind))]
-    return not found and not os.path.exists(os.path.join(root, "refs.json"))
+    kinds = ("blobs/sha256", "blobs/sha512", "ingest")
+    return not any(os.listdir(os.path.join(root, kind)) for kind in kinds) and not os.path.exists(os.path.join(root, "refs.json"))

@@ -109,11 +109,39 @@ class Supervisor:
             control.close()
 
 
+class Launcher:
+    """What the runtime takes as ``supervisor``: it has init started by a supervisor, with these options of `spawn`."""
+
+    __slots__ = ("_options", "supervisor")
+
+    def __init__(self, **options: Any) -> None:
+        self._options = options
+        self.supervisor: Supervisor | None = None
+
+    def launch(self, program: int, argv: list[str], fds: list[int], base: int) -> None:
+        self.supervisor = spawn(argv, fds, exec_fd=program, base=base, **self._options)
+
+    def started(self, pid: int) -> None:
+        assert self.supervisor is not None, "launch comes first"
+        self.supervisor.started(pid)
+
+    def abort(self) -> None:
+        """`Supervisor.abort`, also where nothing has been launched."""
+        if self.supervisor is not None:
+            self.supervisor.abort()
+
+    def close(self) -> None:
+        """`Supervisor.close`, also where nothing has been launched."""
+        if self.supervisor is not None:
+            self.supervisor.close()
+
+
 def spawn(
     child_argv: Sequence[str],
     child_fds: Sequence[int] = (),
     *,
     exec_fd: int,
+    base: int = 3,
     exit_path: str,
     pid_file: str,
     stdin: Literal["pipe", "null"] = "null",
@@ -130,9 +158,9 @@ def spawn(
 ) -> Supervisor:
     """Start a supervisor, which at once executes ``exec_fd`` (a binary, not a script) with ``child_argv``.
 
-    The child gets ``child_fds`` as descriptors 3, 4, ... and nothing else beside its stdio. That is three pipes
-    (stdin /dev/null unless ``"pipe"``), or, with ``console_fd``, /dev/null: then the supervisor awaits a pty master
-    by SCM_RIGHTS on that socket. ``attach_listen_fd`` is from `listen`, ``owner_fd`` one end of a socketpair whose
+    The child gets ``child_fds`` as descriptors ``base``, ``base`` + 1, ... and nothing else beside its stdio. That
+    is three pipes (stdin /dev/null unless ``"pipe"``), or, with ``console_fd``, /dev/null: then the supervisor awaits
+    a pty master by SCM_RIGHTS on that socket. ``attach_listen_fd`` is from `listen`, ``owner_fd`` one end of a socketpair whose
     other end goes to `attach.run_foreground`. ``hold_fds`` are kept open for the container's life. ``teardown_argv``
     (an absolute path first) is executed when the container has ended and no owner has said done, or when we
     die before `Supervisor.started`. ``log_path`` None: no log; ``log_max_size`` is bytes per file, at least 32768.
@@ -156,19 +184,25 @@ def spawn(
         exit_dir = _open_dir(exit_path, opened)
         pid_dir = _open_dir(pid_file, opened)
         log_dir = -1 if log_path is None else _open_dir(log_path, opened)
-        slots: list[int] = []
+        slots: dict[int, int] = {}
+        free = 3
 
         def slot(fd: int | None) -> int:
+            nonlocal free
             if fd is None or fd < 0:
                 return -1
-            slots.append(fd)
-            return 2 + len(slots)
+            slots[free] = fd
+            free += 1
+            return free - 1
 
         numbers = [FORMAT, slot(opened[0]), slot(exec_fd), slot(exit_dir), slot(pid_dir), slot(log_dir)]
-        numbers += [slot(attach_listen_fd), slot(owner_fd), slot(console_fd), 3 + len(slots), len(child_fds), 3]
+        numbers += [slot(attach_listen_fd), slot(owner_fd), slot(console_fd)]
+        # The supervisor copies these down to ``base`` one after the other, so they have to start above it.
+        free = max(free, base + 1)
+        numbers += [free, len(child_fds), base]
         for fd in [*child_fds, *hold_fds]:
             slot(fd)
-        numbers += [2 + len(slots), stdin == "pipe", log_max_files, log_max_size, len(child_argv)]
+        numbers += [free - 1, stdin == "pipe", log_max_files, log_max_size, len(child_argv)]
         names = [os.path.basename(path) for path in (exit_path, pid_file, log_path or "")]
         argv = ["pycontain-supervisor", ",".join(str(int(number)) for number in numbers), *names]
         argv += [*child_argv, "", *teardown_argv]
@@ -177,8 +211,8 @@ def spawn(
             (os.POSIX_SPAWN_DUP2, 0, 1),
             (os.POSIX_SPAWN_DUP2, 0, 2),
         ]
-        above = max(_MOVED, 3 + len(slots))
-        for number, fd in enumerate(slots, 3):
+        above = max(_MOVED, free)
+        for number, fd in slots.items():
             opened.append(fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, above))
             actions.append((os.POSIX_SPAWN_DUP2, opened[-1], number))
         image = _sealed(program or _program())

@@ -199,7 +199,9 @@ static int log_open(void)
 
 	log_fd = openat((int)o.log_dir, log_name,
 			O_WRONLY | O_CREAT | O_APPEND | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY | O_CLOEXEC, 0600);
-	log_size = fstat(log_fd, &st) == 0 ? st.st_size : 0;
+	if (log_fd >= 0)
+		fstat(log_fd, &st);
+	log_size = st.st_size;
 	return log_fd;
 }
 
@@ -624,16 +626,22 @@ static void client_accept(void)
 
 /* ---------------------------------------------------------------- processes */
 
+/* By the system call: the C library keeps 32 to 34 for itself, and a caller's "ignored" would stay. */
+static void signal_all(unsigned long handler)
+{
+	unsigned long action[8] = { handler };
+
+	for (int n = 1; n < 65; n++)
+		syscall(SYS_rt_sigaction, n, action, NULL, 8);
+}
+
 static void signals_default(void)
 {
-	sigset_t none;
+	uint64_t none = 0;
 
-	sigemptyset(&none);
-	for (int n = 1; n < 65; n++) /* ignoring discards: else a SIGINT of long ago would end us when unblocked */
-		signal(n, SIG_IGN);
-	sigprocmask(SIG_SETMASK, &none, NULL);
-	for (int n = 1; n < 65; n++)
-		signal(n, SIG_DFL);
+	signal_all(1); /* ignoring discards: else a SIGINT of long ago would end us when it is unblocked */
+	syscall(SYS_rt_sigprocmask, SIG_SETMASK, &none, NULL, sizeof none);
+	signal_all(0);
 }
 
 static int oom_adjust(const char *value)

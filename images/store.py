@@ -339,9 +339,10 @@ class Store:
             if os.path.islink(path) or not os.path.isdir(path):
                 freed += _remove_file(path)
                 continue
-            for base, _, files in os.walk(path):
+            # By fd, because a path inside a layer may fill PATH_MAX on its own.
+            for _, _, files, fd in os.fwalk(path):
                 for file in files:
-                    freed += _remove_file(os.path.join(base, file))
+                    freed += _remove_file(file, fd)
             shutil.rmtree(path, ignore_errors=True)
         return freed
 
@@ -470,10 +471,10 @@ def _check_version(value: object, path: str) -> None:
         )
 
 
-def _remove_file(path: str) -> int:
+def _remove_file(path: str, directory: int | None = None) -> int:
     try:
-        found = os.lstat(path)
-        os.unlink(path)
+        found = os.stat(path, dir_fd=directory, follow_symlinks=False)
+        os.unlink(path, dir_fd=directory)
     except FileNotFoundError:
         return 0
     return found.st_blocks * 512 if found.st_nlink == 1 else 0

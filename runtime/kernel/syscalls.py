@@ -40,8 +40,14 @@ def openat2(dirfd: int, path: str | bytes, flags: int, mode: int = 0, resolve: i
     """
     how = _OpenHow(flags | os.O_CLOEXEC, mode if flags & (os.O_CREAT | os.O_TMPFILE) else 0, resolve)
     name = os.fsencode(path)
+    fd = -1
     for _ in range(128):
-        fd: int = _libc.syscall(_NR_OPENAT2, dirfd, name, ctypes.byref(how), ctypes.sizeof(how))
+        fd = _libc.syscall(_NR_OPENAT2, dirfd, name, ctypes.byref(how), ctypes.sizeof(how))
         if fd >= 0 or ctypes.get_errno() != 11:
             break
     return _check(fd, path)
+
+
+def syncfs(fd: int) -> None:
+    """syncfs(2): write out everything of the file system that ``fd`` is on. Linux 2.6.39."""
+    _check(_libc.syncfs(fd))

@@ -182,9 +182,12 @@ def attach(
     create = netlink.new_veth(
         name, master=bridge.index, mtu=bridge.mtu, peer_mac=mac_of(address), pid=pid, netns_fd=netns_fd
     )
+    # br_netfilter translates published ports while a frame is still in the bridge: what a container sends to its own
+    # published port then has to leave by the port it came from.
+    hairpin = read_sysctl("net/bridge/bridge-nf-call-iptables") == "1"
     with Netlink() as kernel:
         kernel.send(create)
-        kernel.send(netlink.set_link(name, up=True, no_ipv6_address=has_ipv6()))
+        kernel.send(netlink.set_link(name, up=True, no_ipv6_address=has_ipv6(), hairpin=hairpin))
 
 
 def detach(name: str) -> None:

@@ -69,7 +69,7 @@ def check_hostname(name: str) -> str:
         raise PycontainError(f'host name "{_shown(name)}" has {len(name.encode())} bytes, wanted at most 64')
     for label in name.split("."):
         plain = label.isascii() and label.replace("-", "a").replace("_", "a").isalnum()
-        if not plain or len(label) > 63 or label[0] in "-" or label[-1] in "-":
+        if not plain or len(label) > 63 or "-" in (label[0], label[-1]):
             raise PycontainError(
                 f'host name "{_shown(name)}" has the label "{_shown(label)}", '
                 "wanted 1 to 63 letters, digits, - and _, with no - at either end"

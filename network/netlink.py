@@ -29,8 +29,9 @@ RTM_NEWROUTE, RTM_GETROUTE = 24, 26
 
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_MASTER = 1, 3, 4, 10
 IFLA_LINKINFO, IFLA_NET_NS_PID, IFLA_IFALIAS, IFLA_AF_SPEC, IFLA_NET_NS_FD = 18, 19, 20, 26, 28
-IFLA_INFO_KIND, IFLA_INFO_DATA = 1, 2
+IFLA_INFO_KIND, IFLA_INFO_DATA, IFLA_INFO_SLAVE_KIND, IFLA_INFO_SLAVE_DATA = 1, 2, 4, 5
 IFLA_BR_MCAST_SNOOPING = 23
+IFLA_BRPORT_MODE = 4
 IFLA_INET6_ADDR_GEN_MODE = 8
 IN6_ADDR_GEN_MODE_NONE = 1
 VETH_INFO_PEER = 1
@@ -155,11 +156,12 @@ def new_veth(
 
 def set_link(
     name: str, *, index: int = 0, up: bool = False, master: int | None = None, alias: str | None = None,
-    no_ipv6_address: bool = False,
+    no_ipv6_address: bool = False, hairpin: bool = False,
 ) -> Request:
     """Change a link, found by ``index`` or, where that is 0, by name.
 
-    ``no_ipv6_address`` keeps the kernel from making a link-local address when the link comes up.
+    ``no_ipv6_address`` keeps the kernel from making a link-local address when the link comes up. ``hairpin`` lets a
+    bridge send a frame out of the port through which it came.
     """
     body, verbs = _link_header(index, up), []
     if not index:
@@ -174,6 +176,10 @@ def set_link(
         mode = attribute(IFLA_INET6_ADDR_GEN_MODE, bytes([IN6_ADDR_GEN_MODE_NONE]))
         body += attribute(IFLA_AF_SPEC, attribute(AF_INET6, mode))
         verbs.append("keep it without an IPv6 address")
+    if hairpin:
+        data = attribute(IFLA_INFO_SLAVE_DATA, attribute(IFLA_BRPORT_MODE, b"\1"))
+        body += attribute(IFLA_LINKINFO, _text(IFLA_INFO_SLAVE_KIND, "bridge") + data)
+        verbs.append("reflect frames")
     if up:
         verbs.append("set it up")
     return Request(f"change link {name} ({', '.join(verbs)})", RTM_NEWLINK, 0, body)

@@ -44,7 +44,8 @@
 	"del p[0]\n"                                                                                                   \
 	"p += [x for x in (home, packages) if x not in p]\n"
 
-static const char RUNTIME[] = HEAD "from pycontain.runtime.main import main\nmain()\n";
+/* A verb of the OCI command ends before the collector could find anything, and its rounds cost 0.4 ms. */
+static const char RUNTIME[] = HEAD "import gc\ngc.disable()\nfrom pycontain.runtime.main import main\nmain()\n";
 static const char ENGINE[] = HEAD "from pycontain.cli import main\nsys.exit(main())\n";
 
 static const char *name = "pycontain";

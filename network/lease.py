@@ -130,6 +130,8 @@ class Network:
                 except BaseException:
                     self._drop(files, configuration, [record])
                     raise
+                for port in held:
+                    nft.forget_unanswered(port)
         except BaseException:
             for each in sockets:
                 each.close()

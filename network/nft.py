@@ -23,8 +23,11 @@ Json = dict[str, Any]
 _SBIN = ("/usr/sbin", "/sbin", "/usr/bin", "/bin", "/usr/local/sbin", "/usr/local/bin")
 _GETGEN, _NFTA_GEN_ID = (10 << 8) | 16, 1
 _CT_DELETE = (1 << 8) | 2
-_CTA_TUPLE_ORIG, _CTA_TUPLE_REPLY, _CTA_FILTER = 1, 2, 30
-_CTA_TUPLE_IP, _CTA_IP_V4_SRC = 1, 1
+_CTA_TUPLE_ORIG, _CTA_TUPLE_REPLY, _CTA_STATUS, _CTA_FILTER, _CTA_STATUS_MASK = 1, 2, 3, 25, 26
+_CTA_TUPLE_IP, _CTA_IP_V4_SRC, _CTA_TUPLE_PROTO, _CTA_PROTO_NUM, _CTA_PROTO_DST_PORT = 1, 1, 2, 1, 3
+_BY_SOURCE, _BY_PROTOCOL, _BY_DESTINATION_PORT = 1 << 0, 1 << 3, 1 << 5
+_SEEN_REPLY, _SOURCE_TRANSLATED, _DESTINATION_TRANSLATED = 1 << 1, 1 << 4, 1 << 5
+_UDP = 17
 _NLA_NESTED = 0x8000
 _LOOPBACK: Json = {"prefix": {"addr": "127.0.0.0", "len": 8}}
 
@@ -52,19 +55,40 @@ def forget_connections(address: str) -> None:
     Without that a UDP client which keeps sending from one port would go on to the address of a container that has
     gone, or to whoever gets it next. Kernels before 5.8 have no filter by address and are left alone.
     """
-    side = attribute(_CTA_IP_V4_SRC, bytes(int(part) for part in address.split(".")))
-    pairs = attribute(_CTA_TUPLE_IP | _NLA_NESTED, side)
-    for tuple_kind, flags_kind in ((_CTA_TUPLE_ORIG, 1), (_CTA_TUPLE_REPLY, 2)):
-        chosen = attribute(flags_kind, struct.pack("=I", 1))  # compare the source address only
-        body = struct.pack(">BBH", AF_INET, 0, 0) + attribute(tuple_kind | _NLA_NESTED, pairs)
-        body += attribute(_CTA_FILTER | _NLA_NESTED, chosen)
-        try:
-            with Netlink(NETLINK_NETFILTER) as netlink:
-                netlink.send(Request(f"forget the connections of {address}", _CT_DELETE, 0, body))
-        except KernelError as error:
-            # ENOENT: none; the others: no connection tracking here, or none that can filter.
-            if error.errno not in (errno.ENOENT, errno.EOPNOTSUPP, errno.EINVAL, errno.EPROTONOSUPPORT):
-                raise
+    source = attribute(_CTA_IP_V4_SRC, bytes(int(part) for part in address.split(".")))
+    pair = attribute(_CTA_TUPLE_IP | _NLA_NESTED, source)
+    for side in (_CTA_TUPLE_ORIG, _CTA_TUPLE_REPLY):
+        _forget(f"forget the connections of {address}", side, pair, _BY_SOURCE)
+
+
+def forget_unanswered(port: Port) -> None:
+    """Drop tracking entries of UDP clients that asked for ``port`` before it was published, and had no answer.
+
+    An entry is made once and used while packets come: a client that did not stop sending while a container was being
+    replaced would never be led to the new one. Only entries that nobody answered and nobody translated are dropped.
+    """
+    if port.protocol == "udp":
+        wanted = attribute(_CTA_PROTO_NUM, bytes([_UDP]))
+        wanted += attribute(_CTA_PROTO_DST_PORT, port.host_port.to_bytes(2, "big"))
+        mask = _SEEN_REPLY | _SOURCE_TRANSLATED | _DESTINATION_TRANSLATED
+        status = attribute(_CTA_STATUS, bytes(4)) + attribute(_CTA_STATUS_MASK, mask.to_bytes(4, "big"))
+        pair = attribute(_CTA_TUPLE_PROTO | _NLA_NESTED, wanted)
+        tried = f"forget the unanswered packets for UDP port {port.host_port}"
+        _forget(tried, _CTA_TUPLE_ORIG, pair, _BY_PROTOCOL | _BY_DESTINATION_PORT, status)
+
+
+def _forget(tried: str, side: int, pair: bytes, compared: int, more: bytes = b"") -> None:
+    """IPCTNL_MSG_CT_DELETE with a filter: every entry whose ``side`` agrees with ``pair`` in what is ``compared``."""
+    # CTA_FILTER_ORIG_FLAGS and CTA_FILTER_REPLY_FLAGS have the numbers of the tuples.
+    chosen = attribute(_CTA_FILTER | _NLA_NESTED, attribute(side, struct.pack("=I", compared)))
+    body = struct.pack(">BBH", AF_INET, 0, 0) + attribute(side | _NLA_NESTED, pair) + chosen + more
+    try:
+        with Netlink(NETLINK_NETFILTER) as netlink:
+            netlink.send(Request(tried, _CT_DELETE, 0, body))
+    except KernelError as error:
+        # None there; or no connection tracking, or none that can filter.
+        if error.errno not in (errno.ENOENT, errno.EOPNOTSUPP, errno.EINVAL):
+            raise
 
 
 def table(name: str, bridge: str, subnet: str, published: Sequence[Published]) -> list[Json]:

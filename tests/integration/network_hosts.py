@@ -20,7 +20,8 @@ from typing import Any
 import pytest
 
 from pycontain.network import netlink
-from pycontain.network.lease import Lease
+from pycontain.network.lease import Lease, Network
+from pycontain.network.ports import parse_publish
 
 _CLONE_NEWNET = 0x40000000
 
@@ -102,7 +103,9 @@ def in_own_namespace(test: Callable[..., None]) -> Callable[..., None]:
 class Machine:
     """A network namespace; its processes end with ``close``."""
 
-    alive: list[Machine] = []  # noqa: RUF012
+    alive: list[Machine] = []
+
+    lease: Lease
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -135,6 +138,7 @@ class Machine:
         self.run(sys.executable, "-c", SENDER, text=lines)
 
     def join(self, lease: Lease) -> Machine:
+        self.lease = lease
         lease.attach(self.pid)
         self.configure(lease)
         return self
@@ -146,6 +150,12 @@ class Machine:
             if process.stdout is not None:
                 process.stdout.close()
         Machine.alive.remove(self)
+
+
+def container(network: Network, container_id: str, *publish: str) -> Machine:
+    """An emulated container with a lease; its ``name`` is its id."""
+    ports = [port for text in publish for port in parse_publish(text)]
+    return Machine(container_id).join(network.take(container_id, ports=ports))
 
 
 def run(*words: str, text: str | None = None) -> str:

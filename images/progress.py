@@ -123,7 +123,7 @@ class Bars:
 
     def note(self, text: str) -> None:
         # Foreign words must not be read as rich's markup.
-        self._bars.console.print(text, markup=False, highlight=False)
+        self._bars.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def show_on(stream: TextIO) -> Lines | Bars:

@@ -14,7 +14,7 @@ from pycontain.images.registry import Client, Endpoint, Pace, RegistryUnreachabl
 from pycontain.images.settings import Settings
 from pycontain.images.store import Store
 from pycontain.images.transport import Transport
-from pycontain.runtime.errors import KernelError, NotFound, PycontainError
+from pycontain.runtime.errors import KernelError, PycontainError
 
 __all__ = ["RegistryUnreachable", "pull"]
 

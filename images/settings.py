@@ -18,9 +18,12 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pycontain.runtime.errors import NotFound, PycontainError, SpecError, errno_text
+
+if TYPE_CHECKING:
+    import ipaddress
 
 SYSTEM_FILE = "/etc/pycontain/config.toml"
 CERTS_DIR = "/etc/docker/certs.d"
@@ -99,31 +102,35 @@ def split_mirror(url: str) -> tuple[str, str, str]:
 
 
 def loopback_name(host: str) -> bool:
-    """Does this name (no port, no brackets), read without asking anybody, mean this machine?"""
-    import ipaddress
-    import socket
-
+    """Is this name (no port, no brackets) loopback, as far as that can be said without asking a resolver?"""
     name = host.rstrip(".").lower()
     if name == "localhost" or name.endswith(".localhost"):
         return True
-    try:
-        return local_address(str(ipaddress.ip_address(name)))
-    except ValueError:
-        pass
-    try:  # 127.1, 2130706433 and 0x7f000001 are loopback too, for every resolver
-        return local_address(socket.inet_ntoa(socket.inet_aton(name)))
-    except OSError:
-        return False
+    address = _numeric(name)
+    return address is not None and address.is_loopback
 
 
-def local_address(text: str) -> bool:
-    """Is this numeric address loopback, unspecified (connecting to it reaches this machine) or link-local?"""
+def local_name(host: str) -> bool:
+    """Does this name mean this machine, or its link (where clouds keep their secrets, 169.254.169.254)?"""
+    address = _numeric(host.rstrip(".").lower())
+    return loopback_name(host) or (address is not None and (address.is_unspecified or address.is_link_local))
+
+
+def _numeric(name: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """The address that a name is, in any of the ways in which resolvers read one."""
     import ipaddress
+    import socket
 
-    address = ipaddress.ip_address(text.partition("%")[0])
+    try:
+        address = ipaddress.ip_address(name.partition("%")[0])
+    except ValueError:
+        try:  # 127.1, 2130706433 and 0x7f000001 too
+            address = ipaddress.ip_address(socket.inet_aton(name))
+        except OSError:
+            return None
     if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped:
-        address = address.ipv4_mapped
-    return address.is_loopback or address.is_unspecified or address.is_link_local
+        return address.ipv4_mapped
+    return address
 
 
 def host_name(host: str) -> str:

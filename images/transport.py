@@ -31,7 +31,7 @@ from pycontain.images.dialing import (
     shown_proxy,
     trust,
 )
-from pycontain.images.settings import RegistrySettings, Settings, local_address, loopback_name
+from pycontain.images.settings import RegistrySettings, Settings, local_name, loopback_name
 from pycontain.runtime.errors import PycontainError, errno_text
 
 if TYPE_CHECKING:
@@ -208,7 +208,7 @@ class Transport:
 
         if self.stopped.is_set():
             raise RegistryUnreachable(f"{url.netloc}: stopped", reason="cut")
-        if guarded and loopback_name(url.host):
+        if guarded and local_name(url.host):
             raise PycontainError(f"{url} is this machine, and a server elsewhere sent us there: refused")
         call = self._call
         call.until = until
@@ -238,13 +238,17 @@ class Transport:
             raise
         guard = self._guard()
         assert guard is not None
+        if guard.fired:  # http.client takes a head that breaks off for a whole one
+            self.unwatch(guard)
+            raw.close()
+            raise self._explain(url, TimeoutError(), call)
         return Response(self, url, raw, guard)
 
     def _guard(self) -> Guard | None:
         return self._call.guard
 
     def loopback(self, url: Url) -> bool:
-        """Is this origin on this machine: by its name, or because every connection to it went to a local address?"""
+        """Is this origin on this machine: by its name, or because every connection to it went to loopback?"""
         return loopback_name(url.host) or self._peers.get((url.host, url.port)) == {True}
 
     def unwatch(self, guard: Guard) -> None:
@@ -379,7 +383,7 @@ class Transport:
         call = self._call
         shown = f"proxy {call.proxy}" if call.proxy else (f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
         candidates = self._resolve(host, port, call)
-        local = [local_address(address[0]) for _, address in candidates]
+        local = [local_name(address[0]) for _, address in candidates]
         if call.guarded and any(local):
             address = candidates[local.index(True)][1][0]
             raise PycontainError(f"{shown} is {address}, this machine, and a server elsewhere sent us there: refused")
@@ -396,7 +400,7 @@ class Transport:
                 continue
             connection.settimeout(max(call.deadline - time.monotonic(), 0.001))
             with self._lock:
-                self._peers.setdefault((host, port), set()).add(local[number])
+                self._peers.setdefault((host, port), set()).add(loopback_name(address[0]))
             call.guard = self._watchdog.add(connection.dup(), call.deadline)
             return connection
         if failure is None or isinstance(failure, TimeoutError):

@@ -19,6 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pycontain.images.dialing import Dialer
+
 OCI_INDEX = "application/vnd.oci.image.index.v1+json"
 OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 OCI_CONFIG = "application/vnd.oci.image.config.v1+json"
@@ -278,16 +280,20 @@ class Hostile:
         return self
 
     def __exit__(self, *_: object) -> None:
-        # close() alone does not wake a thread that is blocked in accept()
-        self._listener.shutdown(socket.SHUT_RDWR)
+        self.die()
+        for thread in self._threads:
+            thread.join(10)
+
+    def die(self) -> None:
+        """Listen no more, and close every connection."""
+        with contextlib.suppress(OSError):  # close() alone does not wake a thread that is blocked in accept()
+            self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
         with self._lock:
             connections = list(self._connections)
         for connection in connections:
             with contextlib.suppress(OSError):
                 socket.socket.shutdown(connection, socket.SHUT_RDWR)
-        for thread in self._threads:
-            thread.join(10)
 
     def _accept(self) -> None:
         while True:
@@ -405,7 +411,108 @@ def silent(connection: socket.socket) -> None:
             pass
 
 
+class Network(Dialer):
+    """Stands for a network: names lead to 198.51.100.x (which no machine has), and those to 127.0.0.1, port by port."""
+
+    def __init__(self, **names: str) -> None:
+        self.names = {name.replace("_", "."): address for name, address in names.items()}
+        self.dialed: list[str] = []
+
+    def resolve(self, host: str, port: int) -> list[tuple[int, Any]]:
+        return [(socket.AF_INET, (self.names.get(host, host), port))]
+
+    def connect(self, family: int, address: Any, timeout: float) -> socket.socket:
+        self.dialed.append(address[0])
+        if address[0].startswith("198.51.100."):
+            address = ("127.0.0.1", address[1])
+        return super().connect(family, address, timeout)
+
+
+class Proxy:
+    """An http proxy that finds every host on 127.0.0.1; ``heads`` is what it was sent, ``status`` what it answers."""
+
+    def __init__(self, status: int = 200) -> None:
+        self.heads: list[bytes] = []
+        self._status = status
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
+        self._sockets: set[socket.socket] = set()
+        self._threads = [threading.Thread(target=self._accept, daemon=True)]
+        self._threads[0].start()
+
+    def __enter__(self) -> Proxy:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        for connection in list(self._sockets):
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+        for thread in self._threads:
+            thread.join(10)
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                connection, _ = self._listener.accept()
+            except OSError:
+                return
+            self._sockets.add(connection)
+            self._start(self._serve, connection)
+
+    def _start(self, target: Callable[..., None], *arguments: Any) -> threading.Thread:
+        thread = threading.Thread(target=target, args=arguments, daemon=True)
+        self._threads.append(thread)
+        thread.start()
+        return thread
+
+    def _serve(self, client: socket.socket) -> None:
+        with client, contextlib.suppress(OSError):
+            received = b""
+            while b"\r\n\r\n" not in received:
+                if not (data := client.recv(65536)):
+                    return
+                received += data
+            self.heads.append(received)
+            method, target, _ = received.split(b" ", 2)
+            if self._status != 200:
+                client.sendall(head(self._status, Content_Length=0))
+                return
+            authority = target if method == b"CONNECT" else target.split(b"/")[2]
+            with socket.create_connection(("127.0.0.1", int(authority.rpartition(b":")[2])), 5) as server:
+                self._sockets.add(server)
+                if method == b"CONNECT":
+                    client.sendall(head(200))
+                else:
+                    server.sendall(received.replace(b"http://" + authority, b"", 1))
+                back = self._start(_relay, server, client)
+                _relay(client, server)
+                back.join(10)
+
+
+def _relay(source: socket.socket, sink: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        while data := source.recv(65536):
+            sink.sendall(data)
+    with contextlib.suppress(OSError):
+        sink.shutdown(socket.SHUT_RDWR)
+
+
 def store_is_clean(root: str) -> bool:
     """Nothing of a failed pull is left: no blob, no partial content, no name."""
     kinds = ("blobs/sha256", "blobs/sha512", "ingest")
-    return not any(os.listdir(os.path.join(root, kind)) for kind in kinds) and not os.path.exists(os.path.join(root, "refs.json"))
+    left = [name for kind in kinds for name in os.listdir(os.path.join(root, kind))]
+    return not left and not os.path.exists(os.path.join(root, "refs.json"))
+
+
+def visible(root: str) -> list[str]:
+    """The digests that a store has as content."""
+    folder = os.path.join(root, "blobs", "sha256")
+    return sorted("sha256:" + name for name in os.listdir(folder))
+
+
+def partial(root: str) -> dict[str, int]:
+    """What waits to be resumed: digests and bytes."""
+    folder = os.path.join(root, "ingest")
+    return {name.replace("-", ":"): os.stat(os.path.join(folder, name)).st_size for name in os.listdir(folder)}

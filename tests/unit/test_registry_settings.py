@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pycontain.images.settings import RegistrySettings, Settings, load, local_address, loopback_name, split_mirror
+from pycontain.images.settings import RegistrySettings, Settings, load, local_name, loopback_name, split_mirror
 from pycontain.runtime.errors import NotFound, PycontainError
 
 
@@ -151,18 +151,21 @@ def test_mirrors_may_have_a_path() -> None:
 
 @pytest.mark.parametrize(
     "host",
-    ["localhost", "LOCALHOST.", "a.localhost", "127.0.0.1", "127.9.9.9", "::1", "::ffff:127.0.0.1", "0.0.0.0", "::"]
-    + ["127.1", "2130706433", "0x7f000001", "0177.0.0.1", "169.254.169.254", "fe80::1"],
+    ["localhost", "LOCALHOST.", "a.localhost", "127.0.0.1", "127.9.9.9", "::1", "::ffff:127.0.0.1"]
+    + ["127.1", "2130706433", "0x7f000001", "0177.0.0.1"],
 )
-def test_names_of_this_machine(host: str) -> None:
+def test_names_of_loopback(host: str) -> None:
     assert loopback_name(host)
+    assert local_name(host)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "0", "169.254.169.254", "fe80::1", "fe80::1%eth0"])
+def test_names_of_this_machine_and_its_link_that_are_not_loopback(host: str) -> None:
+    assert not loopback_name(host)
+    assert local_name(host)
 
 
 @pytest.mark.parametrize("host", ["localhost.example", "notlocalhost", "128.0.0.1", "10.0.0.1", "2001:db8::1", "a.b"])
 def test_names_of_others(host: str) -> None:
     assert not loopback_name(host)
-
-
-def test_addresses_with_a_scope() -> None:
-    assert local_address("fe80::1%eth0")
-    assert not local_address("2001:db8::1")
+    assert not local_name(host)

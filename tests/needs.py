@@ -153,6 +153,18 @@ def _qemu() -> str | None:
     return _try("qemu-system-x86_64", "--version")
 
 
+@probe("vm")
+def _vm() -> str | None:
+    """A machine with a real cgroup v2 kernel; the kernel's package is fetched by apt where it was not yet."""
+    from tests.vm import kernel, machine
+
+    try:
+        kernel.kernel()
+    except kernel.Unavailable as why:
+        return str(why)
+    return machine.missing()
+
+
 @probe("musl_gcc")
 def _musl_gcc() -> str | None:
     return _try("musl-gcc", "--version")

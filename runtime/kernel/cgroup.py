@@ -39,17 +39,27 @@ class Hierarchy:
     """One mounted cgroup hierarchy.
 
     ``mount`` is its directory; ``controllers`` the v1 controllers on it (none on cgroup2 and on named
-    hierarchies); ``name`` a named hierarchy's name (``systemd``) or ``""``; ``unified`` says cgroup2.
+    hierarchies); ``name`` a named hierarchy's name (``systemd``) or ``""``; ``unified`` says cgroup2; ``device``
+    (``0:28``) is the same for all mounts of one hierarchy; ``whole`` says that its root is mounted, not a part of it.
     """
 
-    __slots__ = ("controllers", "device", "mount", "name", "unified")
+    __slots__ = ("controllers", "device", "mount", "name", "unified", "whole")
 
-    def __init__(self, mount: str, controllers: tuple[str, ...], name: str, unified: bool, device: str) -> None:
+    def __init__(
+        self,
+        mount: str,
+        controllers: tuple[str, ...] = (),
+        name: str = "",
+        unified: bool = False,
+        device: str = "",
+        whole: bool = True,
+    ) -> None:
         self.mount = mount
         self.controllers = controllers
         self.name = name
         self.unified = unified
         self.device = device
+        self.whole = whole
 
     def visible(self) -> bool:
         """Whether the mount can be reached: another file system may be mounted over it (or over a parent)."""
@@ -61,11 +71,8 @@ class Hierarchy:
 
 
 def parse_mountinfo(text: str) -> list[Hierarchy]:
-    """The cgroup hierarchies in the text of /proc/self/mountinfo (proc_pid_mountinfo(5)), each once.
-
-    Where one hierarchy is mounted several times, a mount of its root wins over one of a subdirectory.
-    """
-    found: dict[str, tuple[bool, Hierarchy]] = {}
+    """The cgroup mounts in the text of /proc/self/mountinfo (proc_pid_mountinfo(5)), in its order."""
+    found = []
     for line in text.splitlines():
         if " - cgroup" not in line:
             continue
@@ -77,11 +84,19 @@ def parse_mountinfo(text: str) -> list[Hierarchy]:
         names = options.split(",")
         name = next((option[5:] for option in names if option.startswith("name=")), "")
         controllers = tuple(option for option in names if option in _V1_CONTROLLERS)
-        hierarchy = Hierarchy(_unescape(fields[4]), controllers, name, kind == "cgroup2", fields[2])
-        whole = fields[3] == "/"
-        if fields[2] not in found or (whole and not found[fields[2]][0]):
-            found[fields[2]] = (whole, hierarchy)
-    return [hierarchy for _, hierarchy in found.values()]
+        mount = _unescape(fields[4])
+        found.append(Hierarchy(mount, controllers, name, kind == "cgroup2", fields[2], fields[3] == "/"))
+    return found
+
+
+def distinct(mounts: list[Hierarchy]) -> list[Hierarchy]:
+    """Each hierarchy once; of several mounts the first that shows its root, else the first."""
+    found: dict[str, Hierarchy] = {}
+    for item in mounts:
+        before = found.get(item.device)
+        if before is None or (item.whole and not before.whole):
+            found[item.device] = item
+    return list(found.values())
 
 
 def _unescape(field: str) -> str:
@@ -94,8 +109,8 @@ def _unescape(field: str) -> str:
 
 def hierarchies() -> list[Hierarchy]:
     """The hierarchies that are mounted and reachable here, in the order of their mounts. ~0.1 ms."""
-    text = read("/proc/self/mountinfo")
-    return [hierarchy for hierarchy in parse_mountinfo(text) if hierarchy.visible()]
+    mounts = parse_mountinfo(read("/proc/self/mountinfo"))
+    return distinct([item for item in mounts if item.visible()])
 
 
 def mode_of(found: list[Hierarchy]) -> str:
@@ -382,6 +397,10 @@ def check(resources: dict[str, Any]) -> None:
             raise Unsupported(f"{RESOURCES}memory.{field}: not built, Linux 5.16 dropped limits of kernel memory")
     if memory.get("useHierarchy") is False:
         raise Unsupported(f"{RESOURCES}memory.useHierarchy: false is not possible, Linux 5.11 made it always true")
+    for field in ("limit", "swap", "reservation"):
+        if (memory.get(field) or 0) >= 1 << 63:
+            # The kernel would take the lower 64 bits: 2^64 bytes is a limit of nought.
+            raise SpecError(f"{RESOURCES}memory.{field}", f"{memory[field]} is more than 2^63-1")
     limit, swap = memory.get("limit") or 0, memory.get("swap") or 0
     if 0 < swap < limit:
         raise SpecError(

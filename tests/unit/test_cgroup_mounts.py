@@ -23,7 +23,10 @@ HYBRID = """\
 
 
 def rows(text: str) -> list[tuple[str, tuple[str, ...], str, bool]]:
-    return [(item.mount, item.controllers, item.name, item.unified) for item in cgroup.parse_mountinfo(text)]
+    return [
+        (item.mount, item.controllers, item.name, item.unified)
+        for item in cgroup.distinct(cgroup.parse_mountinfo(text))
+    ]
 
 
 def test_pure_v2() -> None:
@@ -59,6 +62,18 @@ def test_a_hierarchy_mounted_twice_counts_once_and_its_root_wins() -> None:
         "42 32 0:35 / /again rw - cgroup cgroup rw,memory\n"
     )
     assert rows(text) == [("/sys/fs/cgroup/memory", ("memory",), "", False)]
+
+
+def test_of_two_parts_of_a_hierarchy_the_first_counts() -> None:
+    text = "40 32 0:35 /a /one rw - cgroup2 cgroup rw\n41 32 0:35 /b /two rw - cgroup2 cgroup rw\n"
+    assert rows(text) == [("/one", (), "", True)]
+
+
+def test_a_covered_mount_does_not_hide_a_visible_one_of_the_same_hierarchy(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "41 32 0:38 / /sys/fs/cgroup/unified rw - cgroup2 c rw\n42 32 0:38 / /sys/fs/cgroup rw - cgroup2 c rw\n"
+    monkeypatch.setattr(cgroup, "read", lambda path: text)
+    monkeypatch.setattr(cgroup.Hierarchy, "visible", lambda self: self.mount == "/sys/fs/cgroup")
+    assert [item.mount for item in cgroup.hierarchies()] == ["/sys/fs/cgroup"]
 
 
 def test_blanks_in_a_mount_point_and_optional_fields() -> None:

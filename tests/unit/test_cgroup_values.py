@@ -220,6 +220,9 @@ REFUSED_BY_BOTH = [
         {"memory": {"limit": 200, "swap": 100}},
         "memory.swap: 100 is less than memory.limit 200, but it is the sum of memory and swap",
     ),
+    ({"memory": {"limit": 1 << 64}}, "memory.limit: 18446744073709551616 is more than 2^63-1"),
+    ({"memory": {"swap": 1 << 63}}, "memory.swap: 9223372036854775808 is more than 2^63-1"),
+    ({"memory": {"reservation": 1 << 63}}, "memory.reservation: 9223372036854775808 is more than 2^63-1"),
     ({"cpu": {"shares": 1}}, "cpu.shares: 1 is not between 2 and 262144"),
     ({"cpu": {"shares": 262145}}, "cpu.shares: 262145 is not between 2 and 262144"),
 ]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from tests.vm import machine
+from tests.vm import kernel, machine
 
 
 def main() -> int:
@@ -34,7 +34,7 @@ def main() -> int:
             cpus=options.cpus,
             timeout=options.timeout,
         )
-    except (machine.Unavailable, machine.MachineError, TimeoutError) as error:
+    except (kernel.Unavailable, machine.MachineError, TimeoutError) as error:
         print(f"tests/vm/run.py: {error}", file=sys.stderr)
         return 125
 

@@ -39,6 +39,7 @@
 #define STDIN_SIZE (64 * 1024)
 #define LINE_SIZE 16384        /* data of a log record; a longer line is split, its parts flagged P */
 #define DRAIN_MS 500           /* how long a survivor may keep the output open after the container's end */
+#define PATIENCE_MS 1000       /* how long in all an attach client may hold the output up before it is dropped */
 #define LINGER_MS 1000         /* how long attach clients may take for the last output */
 #define HANGUP_MS 200          /* how often a terminal that no process has open is looked at again */
 
@@ -58,6 +59,7 @@ static struct client {
 	int greeted;
 	uint32_t flags;
 	uint64_t pos; /* the next byte of the ring to send */
+	long long full_since, full_ms; /* when its part of the ring got full; how long it was, since it last was empty */
 	struct { struct header header; uint8_t payload[8]; } __attribute__((packed)) frame;
 	uint32_t have; /* bytes of it */
 	uint32_t left; /* bytes of stdin data still to come */
@@ -337,15 +339,12 @@ static void ring_put(const void *data, size_t n)
 	head += n;
 }
 
-/* The owner never lags by more than the ring (may_read); any other client that does is dropped. */
+/* Nobody lags by more than the ring: must_wait() sees to it. */
 static void broadcast(int type, const void *data, uint32_t n)
 {
 	struct header header = { (uint8_t)type, htole32(n) };
 	uint64_t before = head;
 
-	for (struct client *c = clients; c < clients + CLIENTS; c++)
-		if (c->fd >= 0 && c->greeted && head + sizeof header + n - c->pos > RING_SIZE)
-			drop(c);
 	if (client_count() == 0)
 		return;
 	ring_put(&header, sizeof header);
@@ -368,10 +367,39 @@ static void ring_rewind(void)
 	head = 0;
 }
 
-/* Back-pressure: output is read only while the owner has room for it; 64 bytes stay for the last frames. */
-static int may_read(void)
+/* Back-pressure: output is read only while every client has room for it (64 bytes stay for the last frames). The owner
+ * may take its time, as the reader of a pipe may. The others have PATIENCE_MS in all before they have caught up again:
+ * enough for one that works, and a stalled one stops the container for a second, once. Returns how many ms until the
+ * next one is dropped: 0, nobody is waited for; -1, the owner is. */
+static int must_wait(void)
 {
-	return owner->fd < 0 || RING_SIZE - (head - owner->pos) >= READ_MAX + 64;
+	int wait = 0;
+
+	for (struct client *c = clients; c < clients + CLIENTS; c++) {
+		long long now = now_ms(), left;
+
+		if (c->fd < 0 || !c->greeted)
+			continue;
+		if (c->full_since) {
+			c->full_ms += now - c->full_since;
+			c->full_since = 0;
+		}
+		if (c->pos == head)
+			c->full_ms = 0;
+		if (RING_SIZE - (head - c->pos) >= READ_MAX + 64)
+			continue;
+		left = PATIENCE_MS - c->full_ms;
+		if (c != owner && left <= 0) {
+			drop(c);
+			continue;
+		}
+		c->full_since = now;
+		if (c == owner)
+			wait = wait ? wait : -1;
+		else if (wait <= 0 || left < wait)
+			wait = (int)left;
+	}
+	return wait;
 }
 
 /* ---------------------------------------------------------------- the container's stdio */
@@ -889,7 +917,7 @@ static _Noreturn void loop(void)
 
 	for (;;) {
 		struct pollfd p[COUNT];
-		int pending;
+		int pending, wait, timeout;
 
 		if (exited)
 			finish_step();
@@ -899,6 +927,10 @@ static _Noreturn void loop(void)
 			hangup_until = 0;
 		pending = in_start < in_end || in_eot;
 		ring_rewind();
+		wait = must_wait();
+		timeout = timeout_ms();
+		if (wait > 0 && (timeout < 0 || wait < timeout))
+			timeout = wait;
 		p[SIGNALS] = (struct pollfd){ signals, POLLIN, 0 };
 		p[CONTROL] = (struct pollfd){ control, POLLIN, 0 };
 		p[LISTENER] = (struct pollfd){ listener, POLLIN, 0 };
@@ -906,14 +938,14 @@ static _Noreturn void loop(void)
 		/* A pipe is watched without data as well, for POLLERR: its reader has gone. */
 		p[STDIN] = (struct pollfd){ !tty || (pending && !hangup_until) ? in_fd : -1, pending ? POLLOUT : 0, 0 };
 		for (int i = 0; i < 2; i++)
-			p[OUT + i] = (struct pollfd){ may_read() && !hangup_until ? streams[i].fd : -1, POLLIN, 0 };
+			p[OUT + i] = (struct pollfd){ wait == 0 && !hangup_until ? streams[i].fd : -1, POLLIN, 0 };
 		for (int i = 0; i < CLIENTS; i++) {
 			struct client *c = &clients[i];
 			int output = c->greeted && c->pos < head;
 
 			p[CLIENT + i] = (struct pollfd){ c->fd, (short)((stalled(c) ? 0 : POLLIN) | (output ? POLLOUT : 0)), 0 };
 		}
-		if (poll(p, COUNT, timeout_ms()) < 0)
+		if (poll(p, COUNT, timeout) < 0)
 			continue;
 
 		if (p[STDIN].revents & POLLERR && !tty)
@@ -922,7 +954,7 @@ static _Noreturn void loop(void)
 			stdin_write();
 		for (int i = 0; i < 2; i++) {
 			streams[i].quiet = p[OUT + i].fd >= 0 && !p[OUT + i].revents;
-			if (p[OUT + i].revents && may_read())
+			if (p[OUT + i].revents && must_wait() == 0)
 				stream_read(&streams[i]);
 		}
 		for (int i = 0; i < CLIENTS; i++) {

@@ -172,7 +172,8 @@ def test_legacy_iptables_are_reported(tmp_path: pathlib.Path) -> None:
     assert network.take("first").problems == []
     run("iptables-legacy", "-P", "FORWARD", "DROP")
     (problem,) = network.take("second").problems
-    assert problem.message == "the legacy iptables chain FORWARD drops what is forwarded: containers reach no other host"
+    said = "the legacy iptables chain FORWARD drops what is forwarded: containers reach no other host"
+    assert problem.message == said
     assert problem.hint == (
         "iptables-legacy -I FORWARD -i pycontain0 -j ACCEPT; iptables-legacy -I FORWARD -o pycontain0 -j ACCEPT"
     )

@@ -120,7 +120,7 @@ def test_nobody_outside_reaches_the_host_s_loopback_services(tmp_path: pathlib.P
         assert outside.ask("tcp", "127.0.0.1", 8080) == "ECONNREFUSED"
         # A container that calls itself 127.0.0.1 is not taken for this host either.
         box.run("ip", "addr", "add", "127.0.0.1/32", "dev", "eth0")
-        udp = "from socket import *; s = socket(type=SOCK_DGRAM); s.bind(('127.0.0.1', 0)); s.sendto(b'x', ('{}', 6000))"
+        udp = "from socket import *; s = socket(2, SOCK_DGRAM); s.bind(('127.0.0.1', 0)); s.sendto(b'x', ('{}', 6000))"
         with socket.socket(type=socket.SOCK_DGRAM) as receiver:
             receiver.bind(("0.0.0.0", 6000))
             receiver.settimeout(0.4)

@@ -91,7 +91,7 @@ def features() -> dict[str, Any]:
             "seccomp": {
                 "enabled": True,
                 "actions": sorted(ACTIONS),
-                "operators": sorted(OPERATORS),
+                "operators": sorted(name for name in OPERATORS if name.startswith("SCMP_CMP_")),
                 "archs": sorted(ARCHITECTURES),
                 "knownFlags": sorted(FLAGS),
                 "supportedFlags": sorted(FLAGS),

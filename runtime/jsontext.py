@@ -45,7 +45,8 @@ def parse(data: bytes, what: str) -> Any:
     except RecursionError:
         raise PycontainError(f"cannot parse {what}: it is nested too deeply") from None
     except ValueError as error:  # json.JSONDecodeError, imported by the scanner itself when it needs it
-        problem, at = str(getattr(error, "msg", error)).lower(), getattr(error, "pos", 0)
+        message = getattr(error, "msg", None)
+        problem, at = message.lower() if message else str(error), getattr(error, "pos", 0)
     line, column = text.count("\n", 0, at) + 1, at - (text.rfind("\n", 0, at) + 1) + 1
     raise PycontainError(f"cannot parse {what}: {problem} at line {line} column {column}")
 

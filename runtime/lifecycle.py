@@ -141,13 +141,14 @@ def create(
     path = cgroup_path(config, id)
     cgroup = open_cgroup(path)
     facts = Facts()
+    rootfs = rootfs or _rootfs(config, bundle)
     resources = _resources(config)
     program = cgroup.device_program(resources)
     into, joins = _joins(cgroup)
     p = plan(
         config,
         facts,
-        rootfs or _rootfs(config, bundle),
+        rootfs,
         lease,
         bundle=bundle,
         cgroup=path,
@@ -161,6 +162,7 @@ def create(
         reap=reap,
     )
     fields = {"ociVersion": OCI_VERSION, "bundle": bundle, "cgroup": path, "annotations": config.get("annotations") or {}}
+    fields["rootfs"] = rootfs.get("path") or rootfs["target"]
     fields["created"] = _now()
     fields["operations"] = len(p.ops)
     container = Container.make(root, id, fields, raw)
@@ -332,7 +334,7 @@ def started(container: Container, process: Process) -> None:
     hooks = (_config(container).get("hooks") or {}).get("poststart") or []
     if hooks:
         try:
-            _hooks.run_all(hooks, "poststart", container.oci())
+            _hooks.run_all(hooks, "poststart", container.oci("running"))
         except PycontainError:
             # runtime.md, "Lifecycle" 9: a poststart hook that fails ends the container.
             open_cgroup(container.fields["cgroup"]).kill_all()
@@ -451,6 +453,7 @@ def exec(
     root: str,
     stdio: tuple[int, int, int] | None = None,
     console: int | None = None,
+    launcher: Launcher | None = None,
     pid_file: str | None = None,
     preserve_fds: int = 0,
 ) -> Running:
@@ -474,16 +477,18 @@ def exec(
         try:
             linux = {key: value for key, value in (config.get("linux") or {}).items() if key in ("seccomp", "personality")}
             p = exec_plan(process, linux, Facts(), into=into, joins=joins, namespaces=join, preserve_fds=preserve_fds)
-            started = namespaces.launch(p, cgroup_fds=cgroup_fds, stdio=stdio, console=console)
+            started = namespaces.launch(p, cgroup_fds=cgroup_fds, stdio=stdio, console=console, launcher=launcher)
         finally:
             for fd in cgroup_fds:
                 os.close(fd)
     try:
         new = started.unshared()
+        if launcher is not None:
+            launcher.started(new)
         started.go_exec(b"{}")
     except BaseException:
         started.close()
-        if started.pid:
+        if started.pid and launcher is None:
             os.waitpid(started.pid, 0)
         raise
     if pid_file is not None:

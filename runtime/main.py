@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 VERSION = "0.1.0"
 DEFAULT_ROOT = "/run/pycontain/oci"
 
-# option: (key, kind); kinds: bool, value, list. Refused options have the kind "no" and are named in the error.
+# option: (key, kind); kinds: bool, value, list; "no" and "no value" are refused by name.
 _GLOBAL = {
     "--root": ("root", "value"),
     "--log": ("log", "value"),
     "--log-format": ("log_format", "value"),
     "--debug": ("debug", "bool"),
-    "--systemd-cgroup": ("systemd cgroups", "no"),
+    "--systemd-cgroup": ("the systemd cgroup driver", "no"),
     "--rootless": ("rootless", "auto"),
     "--version": ("version", "bool"),
     "-v": ("version", "bool"),
@@ -74,9 +74,9 @@ COMMANDS: dict[str, tuple[str, str, dict[str, tuple[str, str]]]] = {
             "-c": ("cap", "list"),
             "--no-new-privs": ("no_new_privs", "bool"),
             "--preserve-fds": ("preserve_fds", "value"),
-            "--apparmor": ("an AppArmor profile", "no"),
-            "--process-label": ("a process label", "no"),
-            "--cgroup": ("a cgroup of its own", "no"),
+            "--apparmor": ("an AppArmor profile", "no value"),
+            "--process-label": ("a process label", "no value"),
+            "--cgroup": ("a cgroup of its own", "no value"),
         },
     ),
     "list": ("", "list containers", {**_FORMAT, "--quiet": ("quiet", "bool"), "-q": ("quiet", "bool")}),
@@ -153,7 +153,7 @@ def parse(argv: list[str], table: dict[str, tuple[str, str]], where: str) -> tup
             raise PycontainError(f"{where}: unknown option {name}", hint=f"pycontain-runtime {where if where in COMMANDS else ''} --help".replace("  ", " "))  # fmt: skip
         key, kind = table[name]
         i += 1
-        if kind == "bool" or kind in ("no", "auto") and not equals and name != "--rootless":
+        if kind in ("bool", "no"):
             on = not equals or value.lower() in ("true", "1", "t")
             if kind == "no" and on:
                 raise Unsupported(f"{where} {name}: {key} is not built yet")
@@ -164,7 +164,7 @@ def parse(argv: list[str], table: dict[str, tuple[str, str]], where: str) -> tup
                 raise PycontainError(f"{where}: {name} wants a value")
             value = argv[i]
             i += 1
-        if kind == "no":
+        if kind == "no value":
             raise Unsupported(f"{where} {name}: {key} is not built yet")
         if kind == "auto" and value not in ("auto", "false"):
             raise Unsupported(f"{name} {value}: rootless containers are not built yet")
@@ -184,7 +184,7 @@ def usage(name: str | None = None) -> int:
         arguments, text, table = COMMANDS[name]
         print(f"usage: pycontain-runtime {name} [OPTION...] {arguments}\n\n{text}\n")
         for option, (key, kind) in table.items():
-            takes = {"bool": "", "no": "  (not built yet)"}.get(kind, " " + key.upper().replace("_", "-"))
+            takes = {"bool": "", "no": "  (not built yet)", "no value": " VALUE  (not built yet)"}.get(kind, " " + key.upper().replace("_", "-"))
             print(f"  {option}{takes}")
     return 0
 
@@ -260,22 +260,25 @@ def _console(options: dict[str, Any]) -> int | None:
 
 def _run(root: str, options: dict[str, Any], words: list[str]) -> int:
     from pycontain.runtime import lifecycle
+    from pycontain.runtime.state import check_id
 
-    id, bundle = words[0], options.get("bundle", ".")
+    id, bundle = check_id(words[0]), options.get("bundle", ".")
+    settings = _create_options(options)
     console = _console(options)
     ours = None
     if console is None and not options.get("detach") and _wants_terminal(bundle):
         from pycontain.runtime import terminal
 
         ours, console = terminal.pair()
-    running = lifecycle.create(id, bundle, root=root, console=console, listen=False, **_create_options(options))
+    signals = Signals() if not options.get("detach") else None
+    running = lifecycle.create(id, bundle, root=root, console=console, listen=False, **settings)
     try:
         if console is not None:
             os.close(console)
         lifecycle.run_started(id, running, root=root)
-        if options.get("detach"):
+        if signals is None:
             return 0
-        status = _foreground(running, ours)
+        status = _foreground(running, ours, signals)
     except BaseException:
         lifecycle.delete(id, root=root, force=True)
         os.waitpid(running.pid, 0)
@@ -294,19 +297,36 @@ def _wants_terminal(bundle: str) -> bool:
     return isinstance(process, dict) and process.get("terminal") is True
 
 
-def _foreground(running: Any, ours: int | None) -> int:
-    """Wait for the process; signals go to it, its terminal to ours."""
-    from _signal import SIGCHLD, SIGKILL, SIGSTOP, SIGURG, SIGWINCH, signal
+class Signals:
+    """Signals that we get, kept until there is a process to pass them on to."""
 
-    def forward(number: int, _: object) -> None:
+    def __init__(self) -> None:
+        from _signal import SIGCHLD, SIGKILL, SIGSTOP, SIGURG, SIGWINCH, signal
+
+        self.pid = 0
+        self.kept: list[int] = []
+        for number in range(1, 32):
+            if number not in (SIGCHLD, SIGKILL, SIGSTOP, SIGURG, SIGWINCH):
+                signal(number, self._forward)
+
+    def _forward(self, number: int, _: object) -> None:
+        if not self.pid:
+            self.kept.append(number)
+            return
         try:
-            os.kill(running.pid, number)
+            os.kill(self.pid, number)
         except ProcessLookupError:
-            pass  # not reaped yet by us, but gone: its status is on the way
+            pass  # gone, though not reaped by us yet: its status is on the way
 
-    for number in range(1, 32):
-        if number not in (SIGCHLD, SIGKILL, SIGSTOP, SIGURG, SIGWINCH):
-            signal(number, forward)
+    def to(self, pid: int) -> None:
+        self.pid = pid
+        for number in self.kept:
+            self._forward(number, None)
+
+
+def _foreground(running: Any, ours: int | None, signals: Signals) -> int:
+    """Wait for the process; signals go to it, its terminal to ours."""
+    signals.to(running.pid)
     if ours is not None:
         from pycontain.runtime import terminal
 
@@ -364,6 +384,7 @@ def _exec(root: str, options: dict[str, Any], words: list[str]) -> int:
         from pycontain.runtime import terminal
 
         ours, console = terminal.pair()
+    signals = Signals() if not options.get("detach") else None
     running = lifecycle.exec(
         words[0],
         process,
@@ -374,7 +395,7 @@ def _exec(root: str, options: dict[str, Any], words: list[str]) -> int:
     )
     if console is not None:
         os.close(console)
-    return 0 if options.get("detach") else _foreground(running, ours)
+    return 0 if signals is None else _foreground(running, ours, signals)
 
 
 def _exec_process(root: str, options: dict[str, Any], words: list[str]) -> dict[str, Any]:
@@ -403,9 +424,9 @@ def _exec_process(root: str, options: dict[str, Any], words: list[str]) -> dict[
         process["terminal"] = True
     if "user" in options:
         user = parse_user(options["user"], None, None)
-        process["user"] = {**(process.get("user") or {}), "uid": user.uid, "gid": user.gid}
+        process["user"] = {**(process.get("user") or {}), "uid": user["uid"], "gid": user["gid"]}
     for text in options.get("gids", ()):
-        gid = parse_user(text, None, None).uid
+        gid = parse_user(text, None, None)["uid"]
         process.setdefault("user", {}).setdefault("additionalGids", []).append(gid)
     if "cap" in options:
         caps = process.setdefault("capabilities", {})

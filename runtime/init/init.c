@@ -600,6 +600,7 @@ static void op_ready(struct cursor *a)
 
 static void op_hook(struct cursor *a)
 {
+	s_(a); /* where the configuration has it, for people */
 	const char *path = s_(a);
 	char **argv = l_(a), **env = l_(a);
 	uint64_t timeout = u_(a); /* seconds; 0: none */

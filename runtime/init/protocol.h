@@ -41,7 +41,7 @@
 	OP(27, move_root, "")           \
 	OP(28, chroot, "")              \
 	OP(29, ready, "u")              \
-	OP(30, hook, "sllu")            \
+	OP(30, hook, "ssllu")            \
 	OP(31, session, "")             \
 	OP(32, terminal, "uuuuu")       \
 	OP(33, keyring, "s")            \

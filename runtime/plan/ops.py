@@ -51,7 +51,7 @@ TABLE = {
     "move_root": (27, "", "move the root file system over / and chroot"),
     "chroot": (28, "", "chroot into the root file system"),
     "ready": (29, "u", "report ready and wait for start"),
-    "hook": (30, "sllu", "run hook {0}"),
+    "hook": (30, "ssllu", "run hook {1} ({0})"),
     "session": (31, "", "start a session"),
     "terminal": (32, "uuuuu", "open a terminal of {1} rows, {2} columns and send it to the console socket"),
     "keyring": (33, "s", "join session keyring {0}"),

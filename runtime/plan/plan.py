@@ -117,7 +117,10 @@ def plan(
     process = spec["process"]
     p = Plan(3 + preserve_fds, into, joins)
     p.console, p.listener = bool(process.get("terminal")), listen
-    p.hooks = {kind: list(hooks) for kind, hooks in (spec.get("hooks") or {}).items()}
+    p.hooks = spec.get("hooks") or {}
+    for kind, hooks in p.hooks.items():
+        for i, hook in enumerate(hooks):
+            hook_op(hook, f"$.hooks.{kind}[{i}]")
     new = _namespaces(p, spec, linux)
     if device_program is not None:
         p.ops.append(("device_filter", device_program, p.base + 2))
@@ -318,7 +321,7 @@ def hook_op(hook: dict[str, Any], path: str) -> Op:
     timeout = hook.get("timeout")
     if timeout is not None and timeout <= 0:
         raise SpecError(f"{path}.timeout", f"found {timeout}, wanted more than zero seconds")
-    return ("hook", hook["path"], hook.get("args") or [hook["path"]], hook.get("env") or [], timeout or 0)
+    return ("hook", path, hook["path"], hook.get("args") or [hook["path"]], hook.get("env") or [], timeout or 0)
 
 
 def process_ops(p: Plan, process: dict[str, Any], linux: dict[str, Any], host: Any, *, reap: bool = False) -> None:

@@ -1,0 +1,329 @@
+"""plan() is pure: facts in, operations out; and it refuses by name what it cannot honour."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pycontain.runtime import spec as spec_module
+from pycontain.runtime.errors import PycontainError, SpecError, Unsupported
+from pycontain.runtime.example import EXAMPLE
+from pycontain.runtime.plan.mounts import _CLEARS, _FLAGS, Options
+from pycontain.runtime.plan.ops import NO_FD, REAP, encode
+from pycontain.runtime.plan.plan import exec_plan, plan, read_plan
+
+
+class Facts:
+    cgroup_mode = "v2"
+    cgroup_hierarchies = [("unified", "")]
+    last_cap = 40
+
+
+class Hybrid(Facts):
+    cgroup_mode = "hybrid"
+    cgroup_hierarchies = [("cpu,cpuacct", "cpu,cpuacct"), ("memory", "memory"), ("systemd", "name=systemd"), ("unified", "")]
+
+
+ROOTFS = {"kind": "directory", "path": "/bundle/rootfs"}
+
+
+def planned(host: Any = Facts, rootfs: dict[str, Any] = ROOTFS, change: Any = None, **options: Any) -> list[Any]:
+    config: dict[str, Any] = copy.deepcopy(EXAMPLE)
+    config["process"]["terminal"] = False
+    if change:
+        change(config)
+    return plan(spec_module.check(config), host, rootfs, bundle="/bundle", **options).ops
+
+
+def names(ops: list[Any]) -> list[str]:
+    return [op[0] for op in ops]
+
+
+def test_the_example_on_v2() -> None:
+    ops = planned(into=True, cgroup="/pycontain/x")
+    assert ops[0] == ("clone", 0x6C020000, 5)
+    assert ops[1] == ("unshare", 0x02000000)  # a cgroup namespace's root is the cgroup that its maker is in
+    order = names(ops)
+    for earlier, later in (
+        ("clone", "sync"),
+        ("sync", "root_bind"),
+        ("root_bind", "mount"),
+        ("mount", "mknod"),
+        ("mknod", "mask"),
+        ("mask", "pivot"),
+        ("pivot", "ready"),
+        ("ready", "rlimit"),
+        ("bounding", "user"),
+        ("user", "caps"),
+        ("caps", "no_new_privs"),
+        ("no_new_privs", "exec"),
+    ):
+        assert order.index(earlier) < order.index(later), (earlier, later)
+    assert order[-1] == "exec"
+    assert ("loopback",) in ops
+    assert ("attr", "/", 1, 0, 0, 0) == ops[order.index("pivot") + 1]
+    assert encode(ops)
+
+
+def test_joins_on_a_hybrid_host() -> None:
+    ops = planned(Hybrid, into=True, joins=3)
+    assert ops[0][0::2] == ("clone", 5)
+    assert ops[1:4] == [("join", 6), ("join", 7), ("join", 8)]
+    assert planned(Hybrid, joins=3)[0] == ("clone", 0x6C020000, NO_FD)
+
+
+def test_cgroup_mount_on_a_hybrid_host() -> None:
+    ops = planned(Hybrid, joins=3)
+    mounts = {op[2]: op for op in ops if op[0] == "mount"}
+    assert mounts["/sys/fs/cgroup"][3] == "tmpfs"
+    assert mounts["/sys/fs/cgroup/memory"][3:6] == ("cgroup", mounts["/sys/fs/cgroup/memory"][4], "memory")
+    assert mounts["/sys/fs/cgroup/unified"][3] == "cgroup2"
+    assert ("symlink", "cpu,cpuacct", "/sys/fs/cgroup/cpuacct") in ops
+    assert ("attr", "/sys/fs/cgroup", 1, 0, 0, 0) in ops
+
+
+def test_cgroup_mount_without_a_namespace_shows_the_containers_own() -> None:
+    def change(c: dict[str, Any]) -> None:
+        c["linux"]["namespaces"] = [n for n in c["linux"]["namespaces"] if n["type"] != "cgroup"]
+
+    ops = planned(change=change, into=True, cgroup="/pycontain/x")
+    assert ("bind", "/sys/fs/cgroup/pycontain/x", "/sys/fs/cgroup", 0) in ops
+
+
+def test_preserved_descriptors_move_ours_up() -> None:
+    assert planned(preserve_fds=4, into=True)[0][2] == 9
+
+
+def test_lease_replaces_loopback() -> None:
+    class Lease:
+        netlink = [("bring lo up", b"abcd")]
+
+    config = copy.deepcopy(EXAMPLE)
+    config["process"]["terminal"] = False
+    ops = plan(config, Facts, ROOTFS, Lease).ops
+    assert ("netlink", "bring lo up", b"abcd") in ops
+    assert ("loopback",) not in ops
+
+
+def test_overlay_is_relative_to_the_layers_common_parent() -> None:
+    rootfs = {
+        "kind": "overlay",
+        "target": "/c/rootfs",
+        "lower": ["/d/layers/b/diff", "/d/layers/a/diff"],
+        "upper": "/c/upper",
+        "work": "/c/work",
+        "volatile": True,
+    }
+    ops = planned(rootfs=rootfs)
+    options = "lowerdir=b/diff:a/diff,upperdir=/c/upper,workdir=/c/work,volatile"
+    assert ("root_overlay", "/c/rootfs", "/d/layers", options) in ops
+    reads = read_plan(rootfs, ["etc/passwd"], 10).ops
+    assert reads[-2:] == [("root_overlay", "/c/rootfs", "/d/layers", options), ("read", "etc/passwd", 10)]
+    with pytest.raises(Unsupported, match="has a comma, colon or backslash"):
+        planned(rootfs={**rootfs, "upper": "/c,x"})
+    many = [f"/d/layers/{i:064}/diff" for i in range(128)]
+    with pytest.raises(Unsupported, match=r"^cannot mount overlay of 128 layers: found \d+ bytes of options, the kernel"):
+        planned(rootfs={**rootfs, "lower": many})
+
+
+def test_seccomp_goes_before_the_capabilities_without_no_new_privileges() -> None:
+    def change(c: dict[str, Any]) -> None:
+        c["linux"]["seccomp"] = {"defaultAction": "SCMP_ACT_ALLOW"}
+        c["process"]["noNewPrivileges"] = False
+
+    order = names(planned(change=change))
+    assert order.index("seccomp") < order.index("bounding")
+
+    def and_no_new_privileges(c: dict[str, Any]) -> None:
+        change(c)
+        c["process"]["noNewPrivileges"] = True
+
+    order = names(planned(change=and_no_new_privileges))
+    assert order[-3:] == ["no_new_privs", "seccomp", "exec"]
+
+
+def test_reaper_and_user() -> None:
+    def change(c: dict[str, Any]) -> None:
+        c["process"]["user"] = {"uid": 7, "gid": 8, "additionalGids": [1, 70000], "umask": 0o27}
+
+    ops = planned(change=change, reap=True)
+    assert ops[-1][4] == REAP
+    assert ("user", 7, 8) in ops
+    assert ("umask", 0o27) in ops
+    assert ("groups", b"\1\0\0\0\x70\x11\1\0") in ops
+
+
+def test_exec_joins_and_does_not_mount() -> None:
+    process = {"args": ["id"], "cwd": "/", "env": []}
+    p = exec_plan(process, {}, Facts, into=True, joins=0, namespaces=[("pid", "/proc/9/ns/pid"), ("mount", "/proc/9/ns/mnt")])
+    assert p.ops[:3] == [("setns", 6, 0x20000000), ("setns", 7, 0x20000), ("clone", 0, 5)]
+    assert p.files == ["/proc/9/ns/pid", "/proc/9/ns/mnt"]
+    assert "mount" not in names(p.ops)
+
+
+def update(path: str, value: Any) -> Any:
+    def change(config: dict[str, Any]) -> None:
+        at: Any = config
+        *parents, last = path.split(".")
+        for key in parents:
+            at = at[int(key)] if key.isdigit() else at.setdefault(key, {})
+        if isinstance(at, list):
+            at[int(last)] = value
+        else:
+            at[last] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "error"),
+    [
+        ("process.apparmorProfile", "x", "$.process.apparmorProfile: not built yet"),
+        ("process.selinuxLabel", "x", "$.process.selinuxLabel: not built yet"),
+        ("process.ioPriority", {"class": "IOPRIO_CLASS_IDLE"}, "$.process.ioPriority: not built yet"),
+        ("process.scheduler", {"policy": "SCHED_IDLE"}, "$.process.scheduler: not built yet"),
+        ("linux.mountLabel", "x", "$.linux.mountLabel: not built yet"),
+        ("linux.intelRdt", {"closID": "x"}, "$.linux.intelRdt: not built yet"),
+        ("linux.netDevices", {"eth0": {}}, "$.linux.netDevices: not built yet"),
+        ("vm", {"kernel": {"path": "/k"}}, "$.vm: not built yet"),
+        ("windows", {"layerFolders": []}, "$.windows: this runtime makes Linux containers"),
+        ("linux.rootfsPropagation", "shared", "$.linux.rootfsPropagation: 'shared' is not built yet"),
+        (
+            "linux.rootfsPropagation",
+            "wild",
+            "$.linux.rootfsPropagation: found 'wild', wanted one of private, slave, unbindable, shared",
+        ),
+        (
+            "linux.namespaces.0.type",
+            "disk",
+            "$.linux.namespaces[0].type: found 'disk', wanted one of user, mount, cgroup, uts, ipc, pid, network, time",
+        ),
+        ("linux.namespaces.0.path", "x", "$.linux.namespaces[0].path: found 'x', wanted an absolute path"),
+        (
+            "linux.namespaces",
+            [],
+            "$.hostname: found a name, but no uts namespace in $.linux.namespaces",
+        ),
+        (
+            "linux.namespaces",
+            [{"type": "user"}, {"type": "mount"}],
+            "$.linux.uidMappings: found nothing, wanted mappings for the new user namespace",
+        ),
+        (
+            "linux.uidMappings",
+            [{"containerID": 0, "hostID": 0, "size": 1}],
+            "$.linux.uidMappings: found mappings, but no new user namespace in $.linux.namespaces",
+        ),
+        (
+            "linux.timeOffsets",
+            {"boottime": {"secs": 1}},
+            "$.linux.timeOffsets: found offsets, but no new time namespace in $.linux.namespaces",
+        ),
+        (
+            "linux.sysctl",
+            {"kernel.core_pattern": "|/x"},
+            "$.linux.sysctl['kernel.core_pattern']: it is not of a namespace: setting it would change the host",
+        ),
+        (
+            "linux.sysctl",
+            {"net.x\nkernel.y": "1"},
+            "$.linux.sysctl['net.x\\nkernel.y']: found a malformed name or value, wanted one key and one value",
+        ),
+        (
+            "linux.sysctl",
+            {"net/../kernel/core_pattern": "1"},
+            "$.linux.sysctl['net/../kernel/core_pattern']: found a malformed name or value, wanted one key and one value",
+        ),
+        (
+            "process.rlimits.0.type",
+            "RLIMIT_X",
+            "$.process.rlimits[0].type: found 'RLIMIT_X', wanted one of ",
+        ),
+        ("process.rlimits.0.soft", 9999, "$.process.rlimits[0].soft: found 9999, wanted at most the hard limit 1024"),
+        ("process.user.uid", 2**32 - 1, "$.process.user.uid: found 4294967295, wanted at most 4294967294"),
+        ("mounts.0.options", ["idmap"], "$.mounts[0].options[0]: the mount option 'idmap' is not built yet"),
+        ("mounts.0.options", ["rsync"], "$.mounts[0].options[0]: found 'rsync': the kernel has no recursive form of 'sync'"),
+        ("mounts.0.destination", "proc", "$.mounts[0].destination: found 'proc', wanted an absolute path"),
+        ("mounts.0.type", "", "$.mounts[0].type: found nothing, wanted a file system type or the option bind"),
+        (
+            "mounts.0",
+            {"destination": "/x", "type": "bind"},
+            "$.mounts[0].source: found nothing, wanted the path to bind",
+        ),
+        (
+            "mounts.0",
+            {"destination": "/x", "source": "/y", "options": ["bind", "sync"]},
+            "$.mounts[0].options: found 'sync': it belongs to a file system, a bind mount cannot have it",
+        ),
+        ("mounts.0.uidMappings", [{"containerID": 0, "hostID": 0, "size": 1}], "$.mounts[0].uidMappings: id-mapped mounts"),
+        ("linux.devices", [{"path": "/dev/x", "type": "z"}], "$.linux.devices[0].type: found 'z', wanted c, b, u or p"),
+        (
+            "linux.devices",
+            [{"path": "/dev/x", "type": "c"}],
+            "$.linux.devices[0].major: found nothing, wanted the device's major and minor number",
+        ),
+        ("hooks", {"poststop": [{"path": "x"}]}, "$.hooks.poststop[0].path: found 'x', wanted an absolute path"),
+        (
+            "hooks",
+            {"createContainer": [{"path": "x"}]},
+            "$.hooks.createContainer[0].path: found 'x', wanted an absolute path",
+        ),
+        (
+            "hooks",
+            {"startContainer": [{"path": "/x", "timeout": 0}]},
+            "$.hooks.startContainer[0].timeout: found 0, wanted more than zero seconds",
+        ),
+    ],
+)
+def test_refused_by_name(path: str, value: Any, error: str) -> None:
+    with pytest.raises(PycontainError) as caught:
+        planned(change=update(path, value))
+    assert caught.value.message.startswith(error)
+
+
+def test_a_container_needs_a_mount_namespace() -> None:
+    def change(c: dict[str, Any]) -> None:
+        c["linux"]["namespaces"] = [{"type": "uts"}]
+
+    with pytest.raises(Unsupported, match="without a new mount namespace is not built yet"):
+        planned(change=change)
+
+
+@given(st.lists(st.sampled_from(["ro", "rw", "rbind", "rprivate", "rro", "rnoatime", *_FLAGS, *_CLEARS])))
+def test_the_last_option_wins(options: list[str]) -> None:
+    try:
+        sorted_out = Options(options, "$.x")
+    except SpecError:
+        return
+    last = next((o for o in reversed(options) if o in ("ro", "rw")), None)
+    assert bool(sorted_out.flags & 1) == (last == "ro")
+    assert bool(sorted_out.attr_set & 1) == (last == "ro")
+    assert bool(sorted_out.attr_clear & 1) == (last == "rw")
+    assert not sorted_out.attr_set & sorted_out.attr_clear & ~0x70
+
+
+SECTIONS = st.sampled_from(
+    ["namespaces", "devices", "sysctl", "maskedPaths", "resources", "rootfsPropagation", "personality", "seccomp", "timeOffsets"]
+)
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-5, 1 << 40) | st.text(max_size=8) | st.sampled_from(["pid", "mount", "c"]),
+    lambda x: st.lists(x, max_size=3) | st.dictionaries(st.sampled_from(["type", "path", "names", "domain", "a"]), x, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(st.dictionaries(SECTIONS, JSON, max_size=3), st.booleans())
+def test_any_configuration_is_planned_or_refused(linux: dict[str, Any], terminal: bool) -> None:
+    config: dict[str, Any] = copy.deepcopy(EXAMPLE)
+    config["linux"].update(linux)
+    config["process"]["terminal"] = terminal
+    try:
+        ops = plan(spec_module.check(config), Facts, ROOTFS).ops
+    except PycontainError as error:
+        assert error.message
+    else:
+        assert encode(ops)

@@ -13,7 +13,7 @@ import socket
 import stat
 import struct
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -127,6 +127,7 @@ def run_foreground(
     """
     import signal
 
+    fill_standard_descriptors((stdin, stdout, stderr))
     session = _Session(sock, flags=WANT_OUTPUT | (WANT_STDIN if interactive else 0), owner=owner)
     session.stdout, session.stderr = stdout, stderr
     session.stdin = stdin if interactive else None
@@ -169,6 +170,22 @@ def run_foreground(
         signal.raise_signal(killed[0])
     assert ended is not None
     return ended
+
+
+def fill_standard_descriptors(fds: Iterable[int] = (0, 1, 2)) -> None:
+    """Put /dev/null where a command was started with a closed descriptor (``<&-``).
+
+    Otherwise the next file or socket that is opened gets that number, and is taken for the user's input or output.
+    A command does this first of all.
+    """
+    for fd in fds:
+        try:
+            os.fstat(fd)
+        except OSError:
+            null = os.open("/dev/null", os.O_RDWR)
+            if null != fd:
+                os.dup2(null, fd)
+                os.close(null)
 
 
 def done(sock: socket.socket) -> None:

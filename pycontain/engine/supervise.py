@@ -160,10 +160,11 @@ def spawn(
 
     The child gets ``child_fds`` as descriptors ``base``, ``base`` + 1, ... and nothing else beside its stdio. That
     is three pipes (stdin /dev/null unless ``"pipe"``), or, with ``console_fd``, /dev/null: then the supervisor awaits
-    a pty master by SCM_RIGHTS on that socket. ``attach_listen_fd`` is from `listen`, ``owner_fd`` one end of a socketpair whose
-    other end goes to `attach.run_foreground`. ``hold_fds`` are kept open for the container's life. ``teardown_argv``
-    (an absolute path first) is executed when the container has ended and no owner has said done, or when we
-    die before `Supervisor.started`. ``log_path`` None: no log; ``log_max_size`` is bytes per file, at least 32768.
+    a pty master by SCM_RIGHTS on that socket. ``attach_listen_fd`` is from `listen`, ``owner_fd`` one end of a
+    socketpair whose other end goes to `attach.run_foreground`. ``hold_fds`` are kept open for the container's life.
+    ``teardown_argv`` (an absolute path first) is executed when the container has ended and no owner has said done,
+    or when we die before `Supervisor.started`. ``log_path`` None: no log; ``log_max_size`` is bytes per file, at
+    least 32768.
 
     All descriptors stay the caller's: close those that the container's end should be seen on.
     Raises KernelError (start refused by the kernel), NotFound (the program was not built), PycontainError.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import ssl
 import threading
@@ -72,7 +73,11 @@ class Url:
 
     def join(self, location: str) -> Url:
         """What a Location header means here (RFC 9110, 10.2.2); PycontainError where it cannot be followed."""
-        return parse_url(urljoin(str(self), location.strip()))
+        text = location.strip()
+        try:
+            return parse_url(urljoin(str(self), text))
+        except ValueError:  # urljoin's own, of brackets that are not closed
+            raise PycontainError(f"{printable(text)!r} is not a URL") from None
 
 
 def parse_url(text: str) -> Url:
@@ -128,13 +133,23 @@ class Guard:
         self.fired = False
 
     def fire(self) -> None:
+        """Wake whoever waits for this socket, with an end of file."""
         self.fired = True
-        inner = getattr(self.connection, "socket", self.connection)  # TLS within the TLS of a proxy
         try:
             # Not SSLSocket.shutdown: that forgets the TLS layer, and a reader would go on with ciphertext.
-            socket.socket.shutdown(inner, socket.SHUT_RDWR)
+            socket.socket.shutdown(self._inner(), socket.SHUT_RDWR)
         except OSError:
             pass
+
+    def abandon(self) -> None:
+        """Close for good: where reading a head failed, urllib3 forgets the file that keeps the socket open."""
+        fd = self._inner().detach()
+        if fd >= 0:
+            os.close(fd)
+
+    def _inner(self) -> socket.socket:
+        found: socket.socket = getattr(self.connection, "socket", self.connection)  # TLS in the TLS of a proxy
+        return found
 
 
 class Watchdog:

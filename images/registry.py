@@ -23,7 +23,7 @@ from pycontain.images.reference import Reference
 from pycontain.images.settings import Settings, split_mirror
 from pycontain.images.tokens import Authorizer
 from pycontain.images.transport import Response, Transport
-from pycontain.runtime.errors import NotFound, PycontainError, Unsupported
+from pycontain.runtime.errors import KernelError, NotFound, PycontainError, Unsupported
 
 __all__ = ["Client", "Endpoint", "Pace", "RegistryUnreachable", "endpoints", "login", "logout"]
 
@@ -200,9 +200,9 @@ class Client:
                     continue
                 try:
                     ingest.commit()
-                except PycontainError:
+                except PycontainError as error:
                     # The parts of a resumed blob may be of two minds; all of one piece has one more chance.
-                    if not stitched:
+                    if not stitched or isinstance(error, KernelError):
                         raise
                     stitched = False
                     self._note(f"{descriptor.digest}: the resumed content does not match, fetched again from its start")

@@ -233,6 +233,7 @@ class Transport:
         except BaseException as error:
             if guard := self._guard():
                 self.unwatch(guard)
+                guard.abandon()
             if isinstance(error, (errors.HTTPError, OSError, ValueError)):
                 raise self._explain(url, error, call) from error
             raise
@@ -240,7 +241,7 @@ class Transport:
         assert guard is not None
         if guard.fired:  # http.client takes a head that breaks off for a whole one
             self.unwatch(guard)
-            raw.close()
+            guard.abandon()
             raise self._explain(url, TimeoutError(), call)
         return Response(self, url, raw, guard)
 
@@ -303,7 +304,7 @@ class Transport:
             parts = urlsplit(proxy)
             if parts.scheme not in ("http", "https"):
                 raise RegistryUnreachable(
-                    f"proxy {parts.scheme}://{parts.hostname}: only http and https proxies are spoken to",
+                    f"proxy {shown_proxy(proxy)}: only http and https proxies are spoken to",
                     reason="proxy",
                     hint="set https_proxy to an http proxy, or no_proxy=" + url.host,
                 )

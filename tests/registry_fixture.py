@@ -301,12 +301,15 @@ class Hostile:
                 connection, _ = self._listener.accept()
             except OSError:
                 return
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             thread = threading.Thread(target=self._serve, args=(connection,), daemon=True)
             self._threads.append(thread)
             thread.start()
 
     def _serve(self, connection: socket.socket) -> None:
         try:
+            with self._lock:
+                self._connections.add(connection)
             if self._context is not None:
                 connection.settimeout(10)
                 connection = self._context.wrap_socket(connection, server_side=True)
@@ -361,9 +364,8 @@ class Hostile:
         head = [f"HTTP/1.1 {answer.status} Whatever", *(f"{name}: {value}" for name, value in answer.headers.items())]
         if answer.length is not None:
             head.append(f"Content-Length: {len(answer.body) if answer.length == 'right' else answer.length}")
-        connection.sendall("\r\n".join([*head, "", ""]).encode("latin-1"))
-        if request.method != "HEAD":
-            connection.sendall(answer.body)
+        body = b"" if request.method == "HEAD" else answer.body
+        connection.sendall("\r\n".join([*head, "", ""]).encode("latin-1") + body)
         return answer.length == "right"
 
 

@@ -31,6 +31,12 @@ FAST = Pace(base=0.001, cap=0.002, longest=5)
 AMD64 = Platform("linux", "amd64")
 
 
+@pytest.fixture(autouse=True)
+def no_system_authorities(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reading the machine's own takes longer than most of these tests."""
+    monkeypatch.setenv("SSL_CERT_FILE", "/dev/null")
+
+
 @pytest.fixture
 def server() -> Iterator[Hostile]:
     with Hostile() as running:

@@ -6,8 +6,7 @@ or an administrator which drops by default needs an accept of its own; what our 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from pycontain.network import nft
 from pycontain.network.nft import Json
@@ -15,16 +14,14 @@ from pycontain.network.nft import Json
 _LEGACY_TABLES = "/proc/net/ip_tables_names"
 
 
-@dataclass(frozen=True, slots=True)
-class Problem:
+class Problem(NamedTuple):
     """Something on this host that will keep containers from being reached, and one pasteable step against it."""
 
     message: str
     hint: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class Admission:
+class Admission(NamedTuple):
     """What a ruleset needs: commands to ``insert``, whether rules of ours are ``wanted`` in chains of others at all."""
 
     insert: list[Json]

@@ -13,7 +13,6 @@ import os
 import time
 import zlib
 from collections.abc import Callable, Collection, Iterable
-from dataclasses import replace
 
 from pycontain.network import firewall, links, nft
 from pycontain.network.firewall import Problem
@@ -126,7 +125,7 @@ class Network:
                 records = files.records()
                 record, had_ports = self._lease(files, configuration, records, container_id, name, tuple(held))
                 try:
-                    stamp = self._ensure_firewall(files, configuration, changed=made or bool(held) or had_ports)
+                    stamp = self._ensure_firewall(files, configuration, changed=made or had_ports, new=record)
                 except BaseException:
                     self._drop(files, configuration, [record])
                     raise
@@ -207,7 +206,7 @@ class Network:
             attempt = 0
             while record.link in taken:
                 attempt += 1
-                record = replace(record, link=links.link_name(record.container, attempt))
+                record = record._replace(link=links.link_name(record.container, attempt))
             files.replace(record)
         links.detach(record.link)
         return record
@@ -219,7 +218,7 @@ class Network:
         """The new or renewed record, and whether an old one had ports."""
         for old in records:
             if old.container == container_id:
-                renewed = replace(old, name=name, ports=ports, taken=time.monotonic_ns())
+                renewed = old._replace(name=name, ports=ports, taken=time.monotonic_ns())
                 files.replace(renewed)
                 return renewed, bool(old.ports)
         subnet = configuration.subnet
@@ -262,7 +261,7 @@ class Network:
         """Take back published ports, and then the leases: nothing may lead to an address that can be leased again."""
         published = [record for record in records if record.ports]
         for record in published:
-            files.replace(replace(record, ports=()))
+            files.replace(record._replace(ports=()))
         if published:
             self._ensure_firewall(files, configuration, changed=True)
             for record in published:
@@ -293,7 +292,7 @@ class Network:
                         raise
                     continue  # somebody made a link of that name since we looked
                 links.finish_bridge(kernel, bridge, configuration.gateway, configuration.subnet.prefix)
-                rivals = links.used_subnets(kernel, besides=bridge.index)
+                rivals = links.used_subnets(kernel, besides=bridge.ifindex)
                 if any(configuration.subnet.overlaps(rival) for rival in rivals) and self._wanted is None:
                     # Another pycontain with another root chose the same subnet at the same moment.
                     links.detach(configuration.bridge)
@@ -337,24 +336,36 @@ class Network:
         present = {link.name for link in kernel.links()}
         for record in files.records():
             if record.link in present:
-                kernel.send(set_link(record.link, master=bridge.index))
+                kernel.send(set_link(record.link, master=bridge.ifindex))
 
-    def _ensure_firewall(self, files: Directory, configuration: Configuration, *, changed: bool) -> Stamp:
-        """Bring the table and the admissions up to date where anything changed: our ports, or anybody's rules."""
+    def _ensure_firewall(
+        self, files: Directory, configuration: Configuration, *, changed: bool, new: Record | None = None
+    ) -> Stamp:
+        """Bring the table and the admissions up to date where anything changed: our ports, or anybody's rules.
+
+        The whole table is written, unless the ports of a ``new`` lease are all that changed: a transaction that only
+        adds is several times faster, since the kernel need not wait until nobody uses what it removes.
+        """
         boot, namespace, legacy = boot_id(), namespace_id(), firewall.legacy_tables()
         before = nft.generation()
         name = configuration.bridge
         old = files.stamp()
         facts = (boot, namespace, before, legacy, f"{name} {configuration.subnet}")
         known = old is not None and facts == (old.boot, old.namespace, old.generation, old.legacy, old.table)
-        if old is not None and known and not changed:
+        if old is not None and known and not changed and (new is None or not new.ports):
             return old
-        published = [each for record in files.records() for each in record.published()]
-        commands = nft.table(name, name, str(configuration.subnet), published)
+        # The newest first: where a dead container's lease still names a port that a new one holds, the new one has it.
+        records = [record for record in reversed(files.records()) if record.ports]
+        others = [port for record in records if new and record.address != new.address for port in record.ports]
+        clash = new is not None and any(port.conflicts(other) for port in new.ports for other in others)
+        if new is not None and known and not changed and not clash:
+            commands = nft.publish(name, new.published())
+        else:
+            commands = nft.table(name, name, str(configuration.subnet), [record.published() for record in records])
         nft.apply(commands, f"write the nftables table {name}")
         expected = before + 1
         if old is not None and known:
-            stamp = replace(old, generation=expected)
+            stamp = old._replace(generation=expected)
         else:
             needed = firewall.admission(nft.ruleset(), name)
             problems = needed.problems + firewall.legacy_problems(name)
@@ -366,10 +377,11 @@ class Network:
                     problems.append(firewall.refused(needed.insert, name, error.message))
             stamp = Stamp(boot, namespace, expected, legacy, facts[4], needed.wanted, tuple(problems))
         # The drop rules are in force: now packets for 127/8 may be routed to the bridge.
-        loopback = any(each.port.host_ip == ANY or each.port.host_ip.startswith("127.") for each in published)
+        published = [port for record in records for port in record.ports]
+        loopback = any(port.host_ip == ANY or port.host_ip.startswith("127.") for port in published)
         links.write_sysctl(f"net/ipv4/conf/{name}/route_localnet", "1" if loopback else "0")
         # Any other number means that somebody else changed something meanwhile: look again next time.
-        files.write_stamp(stamp if nft.generation() == expected else replace(stamp, generation=0))
+        files.write_stamp(stamp if nft.generation() == expected else stamp._replace(generation=0))
         return stamp
 
     def _withdraw(self, files: Directory, configuration: Configuration) -> None:

@@ -10,7 +10,7 @@ import _socket
 import errno
 import zlib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from pycontain.network import netlink
 from pycontain.network.netlink import Netlink
@@ -21,8 +21,7 @@ _LINK_PREFIX = "pc"
 _MTU = 1500
 
 
-@dataclass(frozen=True, slots=True)
-class Subnet:
+class Subnet(NamedTuple):
     """An IPv4 network: ``base`` is its first address as a number, ``prefix`` its length."""
 
     base: int
@@ -113,7 +112,7 @@ def uplink_mtu(kernel: Netlink) -> int:
 
     A container that takes 1500 where the host's way out takes less depends on ICMP messages which are often filtered.
     """
-    mtus = {link.index: link.mtu for link in kernel.links()}
+    mtus = {link.ifindex: link.mtu for link in kernel.links()}
     ways_out = [mtus[index] for _, prefix, index in kernel.routes() if prefix == 0 and index in mtus]
     return max(576, min([_MTU, *ways_out]))
 
@@ -155,10 +154,10 @@ def finish_bridge(kernel: Netlink, bridge: netlink.Link, gateway: str, prefix: i
         # The network is IPv4 only. Without this, containers would reach the host's services over link-local
         # addresses, and could send it router advertisements.
         write_sysctl(f"net/ipv6/conf/{bridge.name}/disable_ipv6", "1", missing_ok=True)
-        kernel.send(netlink.set_link(bridge.name, index=bridge.index, up=True))
-    if (bridge.index, gateway, prefix) not in kernel.addresses(bridge.index):
+        kernel.send(netlink.set_link(bridge.name, index=bridge.ifindex, up=True))
+    if (bridge.ifindex, gateway, prefix) not in kernel.addresses(bridge.ifindex):
         try:
-            kernel.send(netlink.add_address(bridge.name, bridge.index, gateway, prefix))
+            kernel.send(netlink.add_address(bridge.name, bridge.ifindex, gateway, prefix))
         except KernelError as error:
             if error.errno != errno.EEXIST:
                 raise
@@ -180,7 +179,7 @@ def attach(
     KernelError EEXIST when a link ``name`` is there, or the namespace has an eth0 or a link with index 2.
     """
     create = netlink.new_veth(
-        name, master=bridge.index, mtu=bridge.mtu, peer_mac=mac_of(address), pid=pid, netns_fd=netns_fd
+        name, master=bridge.ifindex, mtu=bridge.mtu, peer_mac=mac_of(address), pid=pid, netns_fd=netns_fd
     )
     # br_netfilter translates published ports while a frame is still in the bridge: what a container sends to its own
     # published port then has to leave by the port it came from.
@@ -203,7 +202,7 @@ def detach(name: str) -> None:
 def ports_of(kernel: Netlink, bridge: str) -> set[str]:
     """The names of the container links on the bridge."""
     links = kernel.links()
-    masters = {link.index for link in links if link.name == bridge}
+    masters = {link.ifindex for link in links if link.name == bridge}
     return {link.name for link in links if link.master in masters and link.name.startswith(_LINK_PREFIX)}
 
 

@@ -13,7 +13,7 @@ import fcntl
 import os
 import stat
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from pycontain.runtime.errors import PycontainError, errno_text
 
@@ -28,8 +28,7 @@ _RESOLV_LIMIT = 1 << 16
 _HOSTNAME_LIMIT = 64  # __NEW_UTS_LEN of linux/utsname.h, what sethostname(2) takes
 
 
-@dataclass(frozen=True, slots=True)
-class Member:
+class Member(NamedTuple):
     """A container on a network: ``hosts_path`` is its hosts file on the host; ``aliases`` go with ``name``."""
 
     id: str
@@ -39,8 +38,7 @@ class Member:
     aliases: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class ResolvConf:
+class ResolvConf(NamedTuple):
     """What a resolv.conf says: nameserver addresses, search domains, options (resolv.conf(5))."""
 
     nameservers: tuple[str, ...] = ()

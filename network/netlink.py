@@ -11,7 +11,7 @@ import _socket
 import errno
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from pycontain.runtime.errors import KernelError
 
@@ -52,8 +52,7 @@ _HEADER = struct.Struct("=IHHII")
 _DUMP_TRIES = 8
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(NamedTuple):
     """One request: what it does in words, its message type, its flags beyond REQUEST|ACK, and its body."""
 
     description: str
@@ -62,11 +61,10 @@ class Request:
     body: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Link:
+class Link(NamedTuple):
     """A network interface of the current namespace; ``mac`` is the raw hardware address."""
 
-    index: int
+    ifindex: int
     name: str
     kind: str
     up: bool
@@ -273,7 +271,7 @@ def _link(body: bytes) -> Link:
     found = attributes(body[16:])
     info = attributes(found.get(IFLA_LINKINFO, b""))
     return Link(
-        index=index,
+        ifindex=index,
         name=_string(found.get(IFLA_IFNAME, b"")),
         kind=_string(info.get(IFLA_INFO_KIND, b"")),
         up=bool(flags & IFF_UP),

@@ -11,8 +11,7 @@ import json
 import os
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from pycontain.network.netlink import AF_INET, NETLINK_NETFILTER, Netlink, Request, attribute, attributes
 from pycontain.network.ports import ANY, Port
@@ -32,13 +31,12 @@ _NLA_NESTED = 0x8000
 _LOOPBACK: Json = {"prefix": {"addr": "127.0.0.0", "len": 8}}
 
 
-@dataclass(frozen=True, slots=True)
-class Published:
-    """One port with the container it leads to."""
+class Published(NamedTuple):
+    """The ports of one container."""
 
-    port: Port
-    address: str
     container_id: str
+    address: str
+    ports: tuple[Port, ...]
 
 
 def generation() -> int:
@@ -94,7 +92,7 @@ def _forget(tried: str, side: int, pair: bytes, compared: int, more: bytes = b""
 def table(name: str, bridge: str, subnet: str, published: Sequence[Published]) -> list[Json]:
     """The commands that replace the table ``ip <name>``; ``subnet`` is ``10.0.0.0/16``. Pure.
 
-    Where two of ``published`` claim one host port, the later one has it.
+    Where two of ``published`` claim one host port, the earlier in the sequence has it.
     """
     here = {"family": "ip", "table": name}
     address, _, length = subnet.partition("/")
@@ -102,12 +100,6 @@ def table(name: str, bridge: str, subnet: str, published: Sequence[Published]) -
     inward, outward = _equal(_meta("iifname"), bridge), _equal(_meta("oifname"), bridge)
     elsewhere = _match("!=", _meta("oifname"), bridge)
     translated = _match("in", {"ct": {"key": "status"}}, "dnat")
-    local = _equal({"fib": {"result": "type", "flags": ["daddr"]}}, "local")
-    translations: list[list[Json]] = [
-        [local, {"dnat": {"family": "ip", "addr": {"map": {"key": key, "data": {"set": elements}}}}}]
-        for key, elements in _maps(published)
-    ]
-
     def chain(chain_name: str, kind: str, hook: str, priority: int, rules: list[list[Json]]) -> list[Json]:
         commands: list[Json] = [
             {"add": {"chain": {
@@ -130,9 +122,8 @@ def table(name: str, bridge: str, subnet: str, published: Sequence[Published]) -
         # What is published on a loopback address is for this host's own processes, which pass `output`.
         *chain("prerouting", "nat", "prerouting", -100, [
             [_equal(_payload("ip", "daddr"), _LOOPBACK), {"return": None}],
-            *translations,
         ]),
-        *chain("output", "nat", "output", -100, translations),
+        *chain("output", "nat", "output", -100, []),
         *chain("postrouting", "nat", "postrouting", 100, [
             # An answer to 127.0.0.1 would stay in the container, one to a neighbour would go to it directly.
             [outward, _equal(_payload("ip", "saddr"), _LOOPBACK), {"masquerade": None}],
@@ -146,7 +137,23 @@ def table(name: str, bridge: str, subnet: str, published: Sequence[Published]) -
             [outward, translated, {"accept": None}],
             [outward, {"drop": None}],
         ]),
+        *(command for each in published for command in publish(name, each)),
     ]
+
+
+def publish(name: str, published: Published) -> list[Json]:
+    """The commands that add one container's ports to the table, with its id as the rules' comment. Pure."""
+    local = _equal({"fib": {"result": "type", "flags": ["daddr"]}}, "local")
+    commands: list[Json] = []
+    for key, elements in _maps(published):
+        rule = [local, {"dnat": {"family": "ip", "addr": {"map": {"key": key, "data": {"set": elements}}}}}]
+        commands += [
+            {"add": {"rule": {
+                "family": "ip", "table": name, "chain": chain, "expr": rule, "comment": published.container_id[:128],
+            }}}
+            for chain in ("prerouting", "output")
+        ]
+    return commands
 
 
 def remove_table(name: str) -> list[Json]:
@@ -155,23 +162,22 @@ def remove_table(name: str) -> list[Json]:
     return [{"add": own}, {"delete": own}]
 
 
-def _maps(published: Sequence[Published]) -> list[tuple[Json, list[Any]]]:
-    """(key, elements) of the two maps: ports of one address, then ports of every address."""
-    by_address: dict[tuple[str, str, int], Published] = {}
-    for each in published:
-        by_address[each.port.protocol, each.port.host_ip, each.port.host_port] = each
+def _maps(published: Published) -> list[tuple[Json, list[Any]]]:
+    """(key, elements) of up to two maps: ports of one host address each, and ports of every host address."""
     one: list[Any] = []
     every: list[Any] = []
-    for (protocol, host_ip, host_port), each in by_address.items():
-        key = [protocol, host_port] if host_ip == ANY else [protocol, host_ip, host_port]
-        left = {"elem": {"val": {"concat": key}, "comment": each.container_id[:64]}}
-        (every if host_ip == ANY else one).append([left, {"concat": [each.address, each.port.container_port]}])
-    protocol_key, port_key = _meta("l4proto"), _payload("th", "dport")
+    for port in published.ports:
+        target = {"concat": [published.address, port.container_port]}
+        if port.host_ip == ANY:
+            every.append([{"concat": [port.protocol, port.host_port]}, target])
+        else:
+            one.append([{"concat": [port.protocol, port.host_ip, port.host_port]}, target])
+    protocol, destination = _meta("l4proto"), _payload("th", "dport")
     maps: list[tuple[Json, list[Any]]] = []
     if one:
-        maps.append(({"concat": [protocol_key, _payload("ip", "daddr"), port_key]}, one))
+        maps.append(({"concat": [protocol, _payload("ip", "daddr"), destination]}, one))
     if every:
-        maps.append(({"concat": [protocol_key, port_key]}, every))
+        maps.append(({"concat": [protocol, destination]}, every))
     return maps
 
 

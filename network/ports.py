@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import _socket
 import errno
-from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from pycontain.runtime.errors import KernelError, PycontainError, Unsupported
 
@@ -12,8 +12,7 @@ ANY = "0.0.0.0"
 _HINT = "-p [ip:][host:]container[/tcp|/udp], such as -p 127.0.0.1:8080:80"
 
 
-@dataclass(frozen=True, slots=True)
-class Port:
+class Port(NamedTuple):
     """One published port: host address (``0.0.0.0`` is every one), host port (0: the kernel picks), container port."""
 
     container_port: int
@@ -24,14 +23,10 @@ class Port:
     def __str__(self) -> str:
         return f"{self.host_ip}:{self.host_port}->{self.container_port}/{self.protocol}"
 
-    def to_json(self) -> dict[str, object]:
-        """The shape that is kept in a lease file."""
-        return {
-            "host_ip": self.host_ip,
-            "host_port": self.host_port,
-            "container_port": self.container_port,
-            "protocol": self.protocol,
-        }
+    def conflicts(self, other: Port) -> bool:
+        """Whether both take packets for one host port."""
+        same = (self.protocol, self.host_port) == (other.protocol, other.host_port)
+        return same and (self.host_ip == other.host_ip or ANY in (self.host_ip, other.host_ip))
 
 
 def parse_publish(text: str) -> list[Port]:
@@ -77,7 +72,7 @@ def hold(port: Port) -> tuple[_socket.socket, Port]:
             _bind_unheard(holder, (port.host_ip, port.host_port))
         else:
             holder.bind((port.host_ip, port.host_port))
-        return holder, replace(port, host_port=holder.getsockname()[1])
+        return holder, port._replace(host_port=holder.getsockname()[1])
     except OSError as error:
         holder.close()
         number = error.errno or errno.EIO

@@ -12,8 +12,7 @@ import fcntl
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any, NamedTuple
 
 from pycontain.network.firewall import Problem
 from pycontain.network.links import Subnet, dotted, parse_subnet
@@ -26,8 +25,7 @@ _TEMPORARY = ".new"
 _SO_NETNS_COOKIE = 71
 
 
-@dataclass(frozen=True, slots=True)
-class Configuration:
+class Configuration(NamedTuple):
     """What a network is, chosen once: its identity, its bridge, its subnet and its MTU."""
 
     id: str
@@ -41,8 +39,7 @@ class Configuration:
         return dotted(self.subnet.base + 1)
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
+class Record(NamedTuple):
     """One leased address. ``taken`` is nanoseconds of the monotonic clock, to tell which lease is newer."""
 
     address: str
@@ -53,13 +50,12 @@ class Record:
     taken: int
     ports: tuple[Port, ...] = ()
 
-    def published(self) -> list[Published]:
+    def published(self) -> Published:
         """The ports as the firewall wants them."""
-        return [Published(port, self.address, self.container) for port in self.ports]
+        return Published(self.container, self.address, self.ports)
 
 
-@dataclass(frozen=True, slots=True)
-class Stamp:
+class Stamp(NamedTuple):
     """The ruleset as it was when it was last known to be right; equal facts mean that nobody touched it since."""
 
     boot: str
@@ -68,7 +64,7 @@ class Stamp:
     legacy: str
     table: str
     admitted: bool = False
-    problems: tuple[Problem, ...] = field(default=())
+    problems: tuple[Problem, ...] = ()
 
 
 class Directory:
@@ -116,7 +112,7 @@ class Directory:
     def write_stamp(self, stamp: Stamp | None) -> None:
         """Remember, or with None forget, what the firewall looks like."""
         if stamp is not None:
-            self._write("firewall.json", asdict(stamp))
+            self._write("firewall.json", {**stamp._asdict(), "problems": [each._asdict() for each in stamp.problems]})
         else:
             _unlink(f"{self.path}/firewall.json")
 
@@ -226,9 +222,7 @@ def namespace_id() -> str:
 
 
 def _lease_json(record: Record) -> dict[str, Any]:
-    kept: tuple[Literal["address", "container", "name", "boot", "link", "taken"], ...]
-    kept = ("address", "container", "name", "boot", "link", "taken")
-    return {**{key: getattr(record, key) for key in kept}, "ports": [port.to_json() for port in record.ports]}
+    return {**record._asdict(), "ports": [port._asdict() for port in record.ports]}
 
 
 def _unlink(path: str) -> None:

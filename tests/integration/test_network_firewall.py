@@ -200,10 +200,29 @@ def test_the_table_is_not_written_again_for_nothing(tmp_path: pathlib.Path) -> N
 def test_rules_carry_the_container_s_id(tmp_path: pathlib.Path) -> None:
     network = Network(str(tmp_path))
     first = network.take("1" * 64, ports=parse_publish("8080:80"))
-    second = network.take("2" * 64, ports=parse_publish("8081:80/udp"))
-    listed = run("nft", "list", "table", "ip", "pycontain0")
-    assert f'tcp . 8080 comment "{"1" * 64}" : {first.address} . 80' in listed
-    assert f'udp . 8081 comment "{"2" * 64}" : {second.address} . 80' in listed
+    second = network.take("2" * 64, ports=parse_publish("127.0.0.1:8081:80/udp"))
+    for _ in range(2):  # added to the table, and in the table made anew
+        listed = run("nft", "list", "table", "ip", "pycontain0")
+        assert f"map {{ tcp . 8080 : {first.address} . 80 }} comment \"{'1' * 64}\"" in listed
+        assert f"map {{ udp . 127.0.0.1 . 8081 : {second.address} . 80 }} comment \"{'2' * 64}\"" in listed
+        run("nft", "add table ip other")
+        network.ensure()
     network.release("1" * 64)
     listed = run("nft", "list", "table", "ip", "pycontain0")
-    assert "8080" not in listed and "8081" in listed
+    assert "8080" not in listed and listed.count("8081") == 2
+
+
+@in_own_namespace
+def test_a_port_of_a_dead_container_goes_to_the_next(tmp_path: pathlib.Path) -> None:
+    """The supervisor that held the port was killed, and nobody has cleaned up yet."""
+    network = Network(str(tmp_path))
+    network.take("dead", ports=parse_publish("8080:80")).close()
+    for name, publish in (("next", "8080:80"), ("last", "127.0.0.1:8080:80")):
+        box = container(network, name, publish)
+        box.serve("tcp", 80)
+        assert ask("tcp", "127.0.0.1", 8080) == f"{name} saw {box.lease.gateway}"
+        box.lease.close()
+        network.take(f"other-{name}")
+        run("nft", "flush", "ruleset")
+        network.ensure()
+        assert ask("tcp", "127.0.0.1", 8080) == f"{name} saw {box.lease.gateway}"

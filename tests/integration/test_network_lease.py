@@ -154,7 +154,7 @@ def test_the_kernel_s_own_words_reach_the_message(tmp_path: pathlib.Path) -> Non
         assert index is not None
         with pytest.raises(KernelError) as caught:
             kernel.send(netlink.Request("add address 10.0.0.1/33 to br0", netlink.RTM_NEWADDR, 0, (
-                bytes([netlink.AF_INET, 33, 0, 0]) + index.index.to_bytes(4, sys.byteorder)
+                bytes([netlink.AF_INET, 33, 0, 0]) + index.ifindex.to_bytes(4, sys.byteorder)
                 + netlink.attribute(netlink.IFA_LOCAL, bytes(4))
             )))
         assert caught.value.message == (

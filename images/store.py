@@ -27,6 +27,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, BinaryIO
 
+from pycontain.images.compression import Source
 from pycontain.images.descriptor import Descriptor, check_digest, digest_of, new_hash
 from pycontain.images.failure import trying
 from pycontain.images.ingest import Ingest, write_all
@@ -126,7 +127,7 @@ class Store:
             ingest.commit()
         return descriptor
 
-    def put_stream(self, stream: BinaryIO, *, media_type: str, limit: int | None = None) -> Descriptor:
+    def put_stream(self, stream: Source, *, media_type: str, limit: int | None = None) -> Descriptor:
         """Add a stream of unknown digest (sha256); PycontainError beyond ``limit`` bytes."""
         running, size = new_hash("sha256"), 0
         with trying(f"write to the image store {self.root}"):

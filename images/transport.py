@@ -145,8 +145,10 @@ class Response:
             raise RegistryUnreachable(
                 f"{self.url.netloc} broke off in the middle of its answer", reason="cut", transient=True
             ) from error
-        if not data and self._guard.fired:
-            raise self._late(seconds)
+        if not data:
+            if self._guard.fired:
+                raise self._late(seconds)
+            self._guard.deadline = float("inf")  # the connection may serve another thread already
         return data
 
     def _late(self, seconds: float) -> RegistryUnreachable:

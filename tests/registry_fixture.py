@@ -117,7 +117,12 @@ class Authority:
 
     @property
     def ca(self) -> str:
-        return str(self.folder / "ca.crt")
+        return str(self.trust / "ca.crt")
+
+    @property
+    def trust(self) -> Path:
+        """A folder with nothing but the authority, as --cert-dir and certs.d want it."""
+        return self.folder / "trust"
 
     def certificate(self, names: str = "DNS:localhost,IP:127.0.0.1", name: str = "server") -> tuple[str, str]:
         """Certificate and key for these subject alternative names."""
@@ -134,8 +139,8 @@ _CURVE = ["-pkeyopt", "ec_paramgen_curve:prime256v1"]
 
 
 def make_authority(folder: Path) -> Authority:
-    folder.mkdir(parents=True, exist_ok=True)
     made = Authority(folder)
+    made.trust.mkdir(parents=True)
     key = str(folder / "ca.key")
     subject = ["-subj", "/CN=test authority", "-days", "2"]
     _openssl("req", "-x509", "-newkey", "ec", *_CURVE, "-nodes", "-keyout", key, "-out", made.ca, *subject)
@@ -149,17 +154,35 @@ def _openssl(*arguments: str) -> None:
 # Debian's registry
 
 
+@dataclass
+class Registry:
+    """A running docker-registry."""
+
+    port: int
+    process: subprocess.Popen[bytes]
+    folder: Path
+
+    @property
+    def host(self) -> str:
+        return f"localhost:{self.port}"
+
+    def blob(self, digest: str) -> Path:
+        """Where it keeps a blob."""
+        algorithm, _, encoded = digest.partition(":")
+        return self.folder / f"data/docker/registry/v2/blobs/{algorithm}/{encoded[:2]}/{encoded}/data"
+
+
 @contextlib.contextmanager
 def docker_registry(
     folder: Path, *, tls: tuple[str, str] | None = None, user: tuple[str, str] | None = None
-) -> Iterator[int]:
-    """Run docker-registry on 127.0.0.1; its port. ``tls`` is certificate and key, ``user`` a name and password."""
+) -> Iterator[Registry]:
+    """Run docker-registry on 127.0.0.1. ``tls`` is certificate and key, ``user`` a name and password."""
     for _ in range(5):
         port = free_port()
-        process = _spawn(folder, port, tls, user)
+        process = spawn_registry(folder, port, tls, user)
         try:
-            if _answers(process, port):
-                yield port
+            if answers(process, port):
+                yield Registry(port, process, folder)
                 return
         finally:
             process.kill()
@@ -167,7 +190,7 @@ def docker_registry(
     raise AssertionError(f"docker-registry does not start: {(folder / 'log').read_text()}")
 
 
-def _spawn(
+def spawn_registry(
     folder: Path, port: int, tls: tuple[str, str] | None, user: tuple[str, str] | None
 ) -> subprocess.Popen[bytes]:
     folder.mkdir(parents=True, exist_ok=True)
@@ -190,7 +213,7 @@ def _spawn(
         return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
 
 
-def _answers(process: subprocess.Popen[bytes], port: int) -> bool:
+def answers(process: subprocess.Popen[bytes], port: int) -> bool:
     deadline = time.monotonic() + 10
     while time.monotonic() < deadline and process.poll() is None:
         try:

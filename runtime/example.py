@@ -73,7 +73,7 @@ def features() -> dict[str, Any]:
     from pycontain.runtime.plan.identity import CAPS
     from pycontain.runtime.plan.mounts import _CLEARS, _FLAGS, PROPAGATION
     from pycontain.runtime.plan.plan import NAMESPACES
-    from pycontain.runtime.plan.seccomp import ACTIONS, ARCHITECTURES, FLAGS, OPERATORS
+    from pycontain.runtime.plan.seccomp import ACTIONS, FLAGS, OPERATORS
 
     recursive = ["r" + name for name, (_, attr) in _FLAGS.items() if attr is not None]
     recursive += ["r" + name for name, sets in _CLEARS.items() if _FLAGS[sets][1] is not None]
@@ -92,7 +92,7 @@ def features() -> dict[str, Any]:
                 "enabled": True,
                 "actions": sorted(ACTIONS),
                 "operators": sorted(name for name in OPERATORS if name.startswith("SCMP_CMP_")),
-                "archs": sorted(ARCHITECTURES),
+                "archs": ["SCMP_ARCH_" + name for name in ("AARCH64", "ARM", "X32", "X86", "X86_64")],
                 "knownFlags": sorted(FLAGS),
                 "supportedFlags": sorted(FLAGS),
             },

@@ -423,6 +423,8 @@ def _exec_process(root: str, options: dict[str, Any], words: list[str]) -> dict[
     if options.get("tty"):
         process["terminal"] = True
     if "user" in options:
+        if not options["user"]:
+            raise PycontainError("--user: found an empty string, wanted uid[:gid]")
         user = parse_user(options["user"], None, None)
         process["user"] = {**(process.get("user") or {}), "uid": user["uid"], "gid": user["gid"]}
     for text in options.get("gids", ()):

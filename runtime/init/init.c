@@ -213,41 +213,74 @@ static int in_root(const char *path, uint64_t flags)
 	return open_at(root, path, flags, 0, RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS);
 }
 
-/* The directory that holds the last component of path, made if missing; *name is that component. */
-static int parent_of(const char *path, char name[NAME_MAX + 1])
+/* path with its symbolic links followed by hand, in the root, also where they lead to what does not exist yet
+ * (an image's /etc/resolv.conf often does). Only a suggestion where to make things: whatever is then opened is
+ * opened with RESOLVE_IN_ROOT. The last component is followed or not. */
+static bool follow(const char *path, bool last, char out[PATH_MAX])
+{
+	char todo[PATH_MAX], rest[PATH_MAX], link[PATH_MAX];
+	size_t n = 0;
+
+	if (snprintf(todo, sizeof todo, "%s", path) >= PATH_MAX)
+		return errno = ENAMETOOLONG, false;
+	out[0] = '\0';
+	for (int links = 0;;) {
+		char *at = todo + strspn(todo, "/");
+		size_t len = strcspn(at, "/");
+		if (len == 0)
+			return n || (errno = EINVAL, false);
+		if (n + 1 + len >= PATH_MAX || len > NAME_MAX)
+			return errno = ENAMETOOLONG, false;
+		if (len == 1 && at[0] == '.') {
+			;
+		} else if (len == 2 && at[0] == '.' && at[1] == '.') {
+			while (n && out[--n] != '/')
+				;
+			out[n] = '\0';
+		} else {
+			size_t before = n;
+			out[n] = '/';
+			memcpy(out + n + 1, at, len);
+			out[n += 1 + len] = '\0';
+			int fd = last || at[len] ? in_root(out, O_PATH | O_NOFOLLOW) : -1;
+			ssize_t got = fd < 0 ? -1 : readlinkat(fd, "", link, sizeof link - 1);
+			if (fd >= 0)
+				close(fd);
+			if (got >= 0) {
+				link[got] = '\0';
+				if (++links > 40)
+					return errno = ELOOP, false;
+				if (snprintf(rest, sizeof rest, "%s/%s", link, at + len) >= PATH_MAX)
+					return errno = ENAMETOOLONG, false;
+				memcpy(todo, rest, sizeof todo);
+				n = link[0] == '/' ? 0 : before;
+				out[n] = '\0';
+				continue;
+			}
+		}
+		memmove(todo, at + len, strlen(at + len) + 1);
+	}
+}
+
+/* The directory that will hold the last component of path, made if missing; *name is that component. */
+static int parent_of(const char *path, bool last, char name[NAME_MAX + 1])
 {
 	char walk[PATH_MAX];
-	size_t n = strlen(path);
 
-	while (n && path[n - 1] == '/')
-		n--;
-	if (n >= sizeof walk)
-		return errno = ENAMETOOLONG, -1;
-	memcpy(walk, path, n);
-	walk[n] = '\0';
+	if (!follow(path, last, walk))
+		return -1;
 	int dir = in_root("/", O_PATH | O_DIRECTORY);
-	for (char *at = walk; dir >= 0;) {
-		while (*at == '/')
-			at++;
+	for (char *at = walk + 1; dir >= 0;) {
 		char *slash = strchr(at, '/');
-		size_t len = slash ? (size_t)(slash - at) : strlen(at);
-		if (len == 0 || len > NAME_MAX)
-			return close(dir), errno = len ? ENAMETOOLONG : EINVAL, -1;
-		memcpy(name, at, len);
-		name[len] = '\0';
+		snprintf(name, NAME_MAX + 1, "%.*s", (int)strcspn(at, "/"), at);
 		if (!slash)
 			return dir;
-		*slash = '\0';
-		int below = in_root(walk, O_PATH | O_DIRECTORY);
-		if (below < 0 && errno == ENOENT) {
-			if (mkdirat(dir, name, 0755) < 0 && errno != EEXIST)
-				return close(dir), -1;
-			below = open_at(dir, name, O_PATH | O_DIRECTORY | O_NOFOLLOW, 0, RESOLVE_BENEATH);
-		}
-		*slash = '/';
-		at = slash + 1;
+		if (mkdirat(dir, name, 0755) < 0 && errno != EEXIST && errno != EROFS)
+			return close(dir), -1;
+		int below = open_at(dir, name, O_PATH | O_DIRECTORY | O_NOFOLLOW, 0, RESOLVE_BENEATH);
 		close(dir);
 		dir = below;
+		at = slash + 1;
 	}
 	return -1;
 }
@@ -261,7 +294,7 @@ static int mount_point(const char *path, bool directory, bool no_symlinks)
 
 	if (fd >= 0 || errno != ENOENT)
 		return fd;
-	int dir = parent_of(path, name);
+	int dir = parent_of(path, !no_symlinks, name);
 	if (dir < 0)
 		return -1;
 	if (directory) {
@@ -442,7 +475,7 @@ static void op_mkdir(struct cursor *a)
 		close(there);
 		return;
 	}
-	int dir = TRY(parent_of(path, name));
+	int dir = TRY(parent_of(path, true, name));
 	TRY(mkdirat(dir, name, mode));
 	int fd = TRY(open_at(dir, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW, 0, RESOLVE_BENEATH));
 	TRY(fchown(fd, uid, gid));
@@ -455,7 +488,7 @@ static void op_symlink(struct cursor *a)
 {
 	char name[NAME_MAX + 1];
 	const char *target = s_(a);
-	int dir = TRY(parent_of(s_(a), name));
+	int dir = TRY(parent_of(s_(a), false, name));
 	if (symlinkat(target, dir, name) < 0 && errno != EEXIST)
 		fail(errno, "symlinkat");
 	close(dir);
@@ -469,7 +502,7 @@ static void op_mknod(struct cursor *a)
 	dev_t dev = u_(a);
 	uid_t uid = u_(a);
 	gid_t gid = u_(a);
-	int dir = TRY(parent_of(path, name));
+	int dir = TRY(parent_of(path, false, name));
 
 	if (mknodat(dir, name, mode, dev) < 0) {
 		struct stat st;

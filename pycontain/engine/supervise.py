@@ -109,33 +109,6 @@ class Supervisor:
             control.close()
 
 
-class Launcher:
-    """What the runtime takes as ``supervisor``: it has init started by a supervisor, with these options of `spawn`."""
-
-    __slots__ = ("_options", "supervisor")
-
-    def __init__(self, **options: Any) -> None:
-        self._options = options
-        self.supervisor: Supervisor | None = None
-
-    def launch(self, program: int, argv: list[str], fds: list[int], base: int) -> None:
-        self.supervisor = spawn(argv, fds, exec_fd=program, base=base, **self._options)
-
-    def started(self, pid: int) -> None:
-        assert self.supervisor is not None, "launch comes first"
-        self.supervisor.started(pid)
-
-    def abort(self) -> None:
-        """`Supervisor.abort`, also where nothing has been launched."""
-        if self.supervisor is not None:
-            self.supervisor.abort()
-
-    def close(self) -> None:
-        """`Supervisor.close`, also where nothing has been launched."""
-        if self.supervisor is not None:
-            self.supervisor.close()
-
-
 def spawn(
     child_argv: Sequence[str],
     child_fds: Sequence[int] = (),

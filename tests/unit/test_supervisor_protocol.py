@@ -268,7 +268,7 @@ def test_wait_gets_the_status_and_not_the_output(case: Case) -> None:
 
 
 def test_seventeen_clients_are_one_too_many(case: Case) -> None:
-    case.shell("sleep 60", listen=True)
+    case.shell("exec sleep 60", listen=True)
     with ExitStack() as stack:
         clients = [stack.enter_context(attach.connect(case.socket)) for _ in range(16)]
         for sock in clients:
@@ -285,7 +285,7 @@ def test_seventeen_clients_are_one_too_many(case: Case) -> None:
 
 
 def test_another_version_is_refused_by_name(case: Case) -> None:
-    case.shell("sleep 60", listen=True)
+    case.shell("exec sleep 60", listen=True)
     with attach.connect(case.socket) as sock:
         hello(sock, version=2)
         assert read_frame(sock) == (attach.S_REFUSED, b"\2")
@@ -315,7 +315,7 @@ def test_another_version_is_refused_by_name(case: Case) -> None:
 
 
 def test_a_supervisor_that_is_killed_is_an_error_and_no_hang(case: Case) -> None:
-    case.shell("sleep 60", listen=True)
+    case.shell("exec sleep 60", listen=True)
     supervisor = case.supervisor
     assert supervisor is not None
     with attach.connect(case.socket) as sock:
@@ -356,7 +356,7 @@ BAD_LATER = {
 
 @pytest.mark.parametrize("name", [*BAD, *BAD_LATER])
 def test_nonsense_costs_the_client_its_connection_and_nobody_else(case: Case, name: str) -> None:
-    case.shell("sleep 60", listen=True, stdin="pipe")
+    case.shell("exec sleep 60", listen=True, stdin="pipe")
     with attach.connect(case.socket) as good, attach.connect(case.socket) as bad:
         hello(good)
         assert read_frame(good) is not None
@@ -374,7 +374,7 @@ def test_nonsense_costs_the_client_its_connection_and_nobody_else(case: Case, na
 
 
 def test_stdin_from_a_client_that_did_not_offer_it(case: Case) -> None:
-    case.shell("sleep 60", listen=True, stdin="pipe")
+    case.shell("exec sleep 60", listen=True, stdin="pipe")
     with attach.connect(case.socket) as bad:
         hello(bad, attach.WANT_OUTPUT)
         assert read_frame(bad) is not None

@@ -70,7 +70,7 @@ def test_each_status_is_passed_on(case: Case, status: int) -> None:
 
 
 def test_the_pid_file_has_both_processes_with_their_start_times(case: Case) -> None:
-    supervisor = case.shell("sleep 60")
+    supervisor = case.shell("exec sleep 60")
     found = supervise.read_processes(case.pid_file)
     assert found is not None
     assert (found.pid, found.container_pid) == (supervisor.pid, supervisor.child_pid)
@@ -85,7 +85,7 @@ def test_the_pid_file_has_both_processes_with_their_start_times(case: Case) -> N
 
 
 def test_a_process_with_the_same_pid_and_another_start_time_is_not_killed(case: Case) -> None:
-    supervisor = case.shell("sleep 60")
+    supervisor = case.shell("exec sleep 60")
     found = supervise.read_processes(case.pid_file)
     assert found is not None
     other = supervise.Processes(found.pid, found.start_time - 1, found.container_pid, 1)
@@ -282,7 +282,7 @@ def test_sigterm_goes_to_the_container_and_other_signals_nowhere(case: Case) -> 
 
 
 def test_kill_9_of_the_supervisor_leaves_what_is_needed_to_clean_up(case: Case) -> None:
-    supervisor = case.shell("sleep 60")
+    supervisor = case.shell("exec sleep 60")
     os.kill(supervisor.pid, signal.SIGKILL)
     until(lambda: gone(supervisor.pid))
     found = supervise.read_processes(case.pid_file)

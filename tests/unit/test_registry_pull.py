@@ -5,11 +5,14 @@ from __future__ import annotations
 import io
 import json
 import re
+import signal
 import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from email.utils import formatdate
 from pathlib import Path
 from typing import Any
@@ -162,6 +165,49 @@ def test_three_blobs_at_once(server: Hostile, store: Store) -> None:
 
     server.rules.append(wait)
     get(store, server)
+
+
+def test_pulls_of_one_image_at_the_same_time(server: Hostile, store: Store) -> None:
+    """Among threads here; the locks are the same among processes. What another one fetched is not fetched again."""
+    image = server.add(tiny_image(layers=3))
+    with ThreadPoolExecutor(4) as pool:
+        found = {future.result().digest for future in [pool.submit(_descriptor, store, server) for _ in range(4)]}
+    assert found == {image.digest}
+    assert sorted(request.target.rpartition("/")[2] for request in server.asked("/blobs/")) == sorted(image.blobs)
+
+
+def _descriptor(store: Store, server: Hostile) -> Any:
+    return get(Store(store.root), server).descriptor
+
+
+def test_ctrl_c_ends_a_pull_that_waits(server: Hostile, store: Store) -> None:
+    image = server.add(tiny_image(layers=3))
+    for layer in image.layers:
+        server.on(sha256(layer), fixture.silent)
+    script = (
+        "import sys\n"
+        "from pycontain.images.pull import pull\n"
+        "from pycontain.images.reference import parse\n"
+        "from pycontain.images.store import Store\n"
+        "from pycontain.images.manifest import Platform\n"
+        "try:\n"
+        "    pull(Store(sys.argv[1]), parse(sys.argv[2]), platform=Platform('linux', 'amd64'))\n"
+        "except KeyboardInterrupt:\n"
+        "    sys.exit(42)\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, store.root, f"{server.host}/x:1"], cwd=Path(__file__).parents[2]
+    )
+    try:
+        deadline = time.monotonic() + 20
+        while len(server.asked("/blobs/")) < 4 and time.monotonic() < deadline:
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(5) == 42
+    finally:
+        process.kill()
+        process.wait()
+    assert fixture.partial(store.root) == {}
 
 
 # Resume

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import _socket
 import errno
-import fcntl
 import os
 import stat
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+from pycontain.network.state import locked, private_directory
 from pycontain.runtime.errors import PycontainError, errno_text
 
 RESOLV_CONF = "/etc/resolv.conf"
@@ -117,10 +117,9 @@ def refresh(network_root: str, members: Sequence[Member]) -> list[str]:
     """
     block = _block(members)
     problems = []
-    os.makedirs(network_root, mode=0o700, exist_ok=True)
-    lock = os.open(f"{network_root}/names.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    private_directory(network_root)
+    lock = locked(f"{network_root}/names.lock")
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
         for member in members:
             try:
                 problem = _rewrite(member.hosts_path, block)

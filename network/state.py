@@ -76,9 +76,8 @@ class Directory:
         self._lock = -1
 
     def __enter__(self) -> Directory:
-        os.makedirs(self._leases, mode=0o700, exist_ok=True)
-        self._lock = os.open(f"{self.path}/lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        fcntl.flock(self._lock, fcntl.LOCK_EX)
+        private_directory(self._leases)
+        self._lock = locked(f"{self.path}/lock")
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -199,6 +198,29 @@ class Directory:
                 os.close(fd)
         except OSError as error:
             raise KernelError(f"write {path}", error.errno or errno.EIO) from None
+
+
+def private_directory(path: str) -> None:
+    """Make a directory that is this user's alone, and its parents likewise, where they are not there yet."""
+    try:
+        os.mkdir(path, 0o700)
+    except FileExistsError:
+        pass
+    except FileNotFoundError:
+        private_directory(os.path.dirname(path))
+        private_directory(path)
+    except OSError as error:
+        raise KernelError(f"make directory {path}", error.errno or errno.EIO) from None
+
+
+def locked(path: str) -> int:
+    """A file descriptor that holds the lock of the file ``path`` until it is closed."""
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise KernelError(f"open {path}", error.errno or errno.EIO) from None
+    fcntl.flock(fd, fcntl.LOCK_EX)
+    return fd
 
 
 def boot_id() -> str:

@@ -54,10 +54,13 @@ class Plan:
     cgroup's descriptors, then ``files``, then the console socket and the listener where asked for.
     """
 
-    __slots__ = ("base", "console", "files", "gid_maps", "hooks", "into", "joins", "listener", "ops", "uid_maps")
+    __slots__ = (
+        "base", "console", "files", "gid_maps", "hooks", "into", "joins", "late", "listener", "ops", "uid_maps",
+    )  # fmt: skip
 
     def __init__(self, base: int, into: bool, joins: int) -> None:
         self.ops: list[Op] = []
+        self.late: list[Op] = []
         self.base = base
         self.into = into
         self.joins = joins
@@ -76,10 +79,20 @@ class Plan:
         """The first descriptor number behind ``files``."""
         return self.base + 2 + self.into + self.joins + len(self.files)
 
+    def join(self, kind: str, path: str) -> None:
+        """Enter a namespace by its file before the clone; the cgroup namespace after it.
+
+        From inside a cgroup namespace, a process that is still outside of its root cannot be put into a cgroup, where
+        cgroup2 is mounted with nsdelegate (as systemd does): ENOENT (kernel: admin-guide/cgroup-v2, "Delegation").
+        """
+        op = ("setns", self.file(path), NAMESPACES[kind])
+        (self.late if kind == "cgroup" else self.ops).append(op)
+
     def clone(self, flags: int) -> None:
         """The first process, in its cgroup from its first moment where cgroup2 is there; the rest it joins itself."""
         self.ops.append(("clone", flags, self.base + 2 if self.into else _ops.NO_FD))
         self.ops.extend(("join", self.base + 2 + self.into + i) for i in range(self.joins))
+        self.ops.extend(self.late)
 
 
 def plan(
@@ -179,7 +192,7 @@ def _namespaces(p: Plan, spec: Spec, linux: dict[str, Any]) -> int:
         asked[kind] = path
     for kind in NAMESPACES:
         if asked.get(kind):
-            p.ops.append(("setns", p.file(asked[kind]), NAMESPACES[kind]))
+            p.join(kind, asked[kind])
         elif kind in asked:
             new |= NAMESPACES[kind]
     offsets = linux.get("timeOffsets") or {}
@@ -408,7 +421,8 @@ def exec_plan(
         raise Unsupported("$.process: apparmorProfile and selinuxLabel are not built yet")
     p = Plan(3 + preserve_fds, into, joins)
     p.console = bool(process.get("terminal"))
-    p.ops.extend(("setns", p.file(path), NAMESPACES[kind]) for kind, path in namespaces)
+    for kind, path in namespaces:
+        p.join(kind, path)
     p.clone(0)
     if any(kind == "user" for kind, _ in namespaces):
         p.ops.append(("userns_root",))

@@ -165,6 +165,13 @@ def test_exec_joins_and_does_not_mount() -> None:
     assert "mount" not in names(p.ops)
 
 
+def test_exec_enters_the_cgroup_namespace_only_when_it_is_in_the_cgroup() -> None:
+    process = {"args": ["id"], "cwd": "/", "env": []}
+    joined = [("cgroup", "/proc/9/ns/cgroup"), ("mount", "/proc/9/ns/mnt")]
+    p = exec_plan(process, {}, Facts, into=True, joins=1, namespaces=joined)
+    assert p.ops[:4] == [("setns", 8, 0x20000), ("clone", 0, 5), ("join", 6), ("setns", 7, 0x2000000)]
+
+
 def update(path: str, value: Any) -> Any:
     def change(config: dict[str, Any]) -> None:
         at: Any = config

@@ -123,14 +123,16 @@ class Client:
     # The four requests
 
     def ping(self) -> None:
-        """Is it there, does it speak TLS, what does it ask for? The first answer comes within connect_timeout, retries
-        included; else RegistryUnreachable."""
+        """Is it there, does it speak TLS, what does it ask for?
+
+        RegistryUnreachable unless its first answer comes within connect_timeout, all tries included.
+        """
 
         def attempt() -> None:
             with self._reach() as response:
                 self.check_busy(response)
                 if response.status == 401 and response.url.origin == self.base.origin:
-                    self._auth.learn(response, None)
+                    self._auth.expect(response)
                 response.drain()
 
         self.retrying(attempt)
@@ -145,13 +147,14 @@ class Client:
         self.retrying(attempt)
 
     def head(self, reference: str) -> Descriptor | None:
-        """What a tag means now, by the headers alone; None where the registry does not say it that way. Unverified:
-        only good for finding out that the same digest is here already."""
+        """What a tag means now, by the headers alone; None where the registry does not say it that way.
 
+        Unverified: only good for finding out that the same digest is here already.
+        """
         target = f"/v2/{self.repository}/manifests/{reference}"
 
         def attempt() -> Descriptor | None:
-            with self._open("HEAD", target, "manifest", headers=_ACCEPT_MANIFEST) as response:
+            with self._open("HEAD", target, headers=_ACCEPT_MANIFEST) as response:
                 digest, size = response.headers.get("Docker-Content-Digest"), response.length()
                 media_type = _media_type(response)
                 if digest is None or size is None or media_type not in INDEX_TYPES | MANIFEST_TYPES:
@@ -159,7 +162,12 @@ class Client:
                 check_digest(digest)
                 return Descriptor(media_type, digest, size)
 
-        return self.retrying(attempt)
+        try:
+            return self.retrying(attempt)
+        except RegistryUnreachable:
+            raise
+        except PycontainError:  # a GET will say what is wrong, if it is
+            return None
 
     def manifest(self, reference: str, expected: Descriptor | None = None) -> tuple[Descriptor, bytes]:
         """An index or manifest by tag or digest, at most 4 MiB, and its verified bytes; NotFound where there is none.
@@ -187,14 +195,16 @@ class Client:
         """
         position = position or (lambda count: None)
         failures = 0
+        furthest = ingest.offset  # what was got before and lost again is no progress
         stitched = ingest.offset > 0
         try:
             while not ingest.done:
-                start = ingest.offset
                 try:
                     self._receive(descriptor, ingest, position)
                 except RegistryUnreachable as error:
-                    failures = 1 if ingest.offset >= start + _FRESH else failures + 1
+                    failures += 1
+                    if ingest.offset >= furthest + _FRESH:
+                        failures, furthest = 1, ingest.offset
                     stitched = stitched or ingest.offset > 0
                     self._wait(error, failures)
                     continue

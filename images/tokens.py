@@ -51,6 +51,13 @@ class Authorizer:
                 self._token = self._fetch(self._bearer)
             return f"Bearer {self._token[0]}"
 
+    def expect(self, response: Response) -> None:
+        """Note what a 401 to a mere knock asks for; who has nothing to give may still be let in to what is public."""
+        try:
+            self.learn(response, None)
+        except PycontainError:
+            pass
+
     def learn(self, response: Response, sent: str | None) -> None:
         """Note what a 401 asks for; PycontainError where that cannot be given, or was given and refused."""
         with self._lock:

@@ -159,6 +159,26 @@ def test_a_truncated_blob_is_not_content(server: Hostile, image: Image, store: S
     get(store, f"{server.host}/x:1")
 
 
+def test_two_steps_forward_and_two_back_come_to_an_end(server: Hostile, store: Store) -> None:
+    """A server that lets us have a lot, breaks off, and will not resume, must not keep us for ever."""
+    image = server.add(tiny_image(size=3 << 20, layers=1))
+    layer, digest = image.layers[0], sha256(image.layers[0])
+    start = fixture.sends(head(200, Content_Length=len(layer)) + layer[: 2 << 20])
+
+    def rule(request: Request) -> Any:
+        if digest not in request.target:
+            return None
+        return Answer(416) if "range" in request.headers else start
+
+    server.rules.append(rule)
+    with pytest.raises(PycontainError) as caught:
+        get(store, f"{server.host}/x:1", attempts=4)
+    assert str(caught.value).endswith(", tried 4 times")
+    assert len(server.asked(digest)) <= 8
+    server.rules.clear()
+    get(store, f"{server.host}/x:1")
+
+
 def test_a_range_that_is_another_part(server: Hostile, image: Image, store: Store) -> None:
     """The rest of a blob may be a trick: what was resumed is verified as one."""
     layer, digest = image.layers[0], sha256(image.layers[0])
@@ -527,7 +547,7 @@ def test_a_password_is_not_sent_over_plain_http(server: Hostile, image: Image, s
 
 def test_a_mirror_does_not_get_the_hubs_password(server: Hostile, store: Store, tmp_path: Path) -> None:
     server.add(tiny_image(layers=1), tag="latest")
-    server.on("/v2/", Answer(401, headers={"WWW-Authenticate": "Basic"}), times=1)
+    server.on("/v2/", Answer(401, headers={"WWW-Authenticate": "Basic"}), times=2)
     settings = {"docker.io": RegistrySettings(mirrors=(f"http://{server.host}",))}
 
     class NoHub(Network):

@@ -117,6 +117,12 @@ def test_no_password(server: Hostile, store: Store) -> None:
     )
 
 
+def test_what_is_public_needs_no_password(server: Hostile, store: Store) -> None:
+    """Some registries ask everybody who knocks, and have public images nevertheless."""
+    server.on("/v2/", Answer(401, headers={"WWW-Authenticate": "Basic"}), times=1)
+    get(store, f"{server.host}/x:1")
+
+
 def test_a_password_is_asked_for_in_the_middle(server: Hostile, store: Store, tmp_path: Path) -> None:
     def rule(request: Request) -> Answer | None:
         if "/blobs/" in request.path and request.headers.get("authorization") != BASIC:

@@ -95,6 +95,13 @@ def test_a_tag_that_moved_fetches_what_is_new(server: Hostile, store: Store) -> 
     assert {request.target.rpartition("/")[2] for request in server.asked("/blobs/")} == new
 
 
+def test_a_registry_that_knows_no_head(server: Hostile, store: Store) -> None:
+    image = server.add(tiny_image())
+    get(store, server)
+    server.rules.append(lambda request: Answer(405) if request.method == "HEAD" else None)
+    assert get(store, server).descriptor.digest == image.digest
+
+
 def test_by_digest(server: Hostile, store: Store) -> None:
     image = server.add(tiny_image())
     assert get(store, server, f"x/y@{image.digest}").descriptor.digest == image.digest
@@ -185,7 +192,8 @@ def test_ctrl_c_ends_a_pull_that_waits(server: Hostile, store: Store) -> None:
     for layer in image.layers:
         server.on(sha256(layer), fixture.silent)
     script = (
-        "import sys\n"
+        "import signal, sys\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # background jobs of a shell ignore it
         "from pycontain.images.pull import pull\n"
         "from pycontain.images.reference import parse\n"
         "from pycontain.images.store import Store\n"

@@ -67,6 +67,8 @@ class Case:
 
     def kill(self) -> None:
         """Whatever is left at the end of a test."""
+        if self.supervisor is not None:
+            self.supervisor.close()
         found = supervise.read_processes(self.pid_file) if os.path.exists(self.pid_file) else None
         if found is not None:
             supervise.kill(found)

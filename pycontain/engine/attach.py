@@ -25,6 +25,7 @@ VERSION = 1
 C_HELLO, C_STDIN, C_STDIN_EOF, C_RESIZE, C_DETACH, C_DONE, C_CLOSE = range(1, 8)
 S_HELLO, S_STDOUT, S_STDERR, S_EXIT, S_STDIN_CLOSED, S_REFUSED = range(129, 135)
 WANT_STDIN, WANT_OUTPUT = 1, 2
+HAS_TTY, HAS_STDIN = 1, 2
 FRAME_MAX = 65536
 _HEADER = struct.Struct("<BI")
 _PAIR = struct.Struct("<II")
@@ -328,6 +329,8 @@ class _Session:
             if version != VERSION:
                 raise Unsupported(f"attach: found a supervisor that speaks version {version}, wanted {VERSION}")
             self._greeted = True
+            if len(payload) >= 8 and not payload[4] & HAS_STDIN and not self.detach_keys:
+                self.stdin = self.input = None  # nobody would read it
         elif kind in (S_STDOUT, S_STDERR):
             sink = self.stdout if kind == S_STDOUT else self.stderr
             if isinstance(sink, int):

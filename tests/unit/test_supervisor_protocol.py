@@ -24,6 +24,7 @@ from pycontain.runtime.errors import Conflict, NotFound, PycontainError, Unsuppo
 from tests.supervisor_fixture import Case, frame, hello, read_frame, until
 
 SOURCE = Path(supervise.__file__).parents[2] / "runtime/init/supervisor.c"
+HEADER = SOURCE.with_name("supervisor_io.h")
 
 
 @pytest.fixture
@@ -47,11 +48,11 @@ def collect(sock: socket.socket) -> tuple[bytes, bytes, int | None]:
 
 
 def test_both_sides_have_the_same_numbers() -> None:
-    text = SOURCE.read_text()
+    text = SOURCE.read_text() + HEADER.read_text()
     found = {name: int(value) for name, value in re.findall(r"\b([CS]_[A-Z_]+) = (\d+)", text)}
     ours = {name: value for name, value in vars(attach).items() if re.match(r"[CS]_[A-Z]", name)}
     assert found == ours and len(ours) == 13
-    for name, value in re.findall(r"\b(WANT_\w+) = (\d+)", text):
+    for name, value in re.findall(r"\b((?:WANT|HAS)_[A-Z]+) = (\d+)", text):
         assert getattr(attach, name) == int(value)
     assert re.search(r"#define VERSION (\d+)", text)[1] == str(attach.VERSION) == str(supervise.FORMAT)  # type: ignore[index]
     assert re.search(r"#define FRAME_MAX (\d+)", text)[1] == str(attach.FRAME_MAX)  # type: ignore[index]

@@ -32,8 +32,18 @@ def gone(pid: int) -> bool:
 
 
 def fds(pid: int) -> dict[int, str]:
+    """A process's descriptors, when they no longer change: while it starts, its dynamic linker opens files."""
     directory = f"/proc/{pid}/fd"
-    return {int(name): os.readlink(f"{directory}/{name}") for name in os.listdir(directory)}
+    before: dict[int, str] | None = None
+    while True:
+        try:
+            found = {int(name): os.readlink(f"{directory}/{name}") for name in os.listdir(directory)}
+        except FileNotFoundError:
+            found = {}
+        if found and found == before:
+            return found
+        before = found
+        time.sleep(0.05)
 
 
 def test_a_container_runs_logs_ends_and_is_torn_down(case: Case) -> None:

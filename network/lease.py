@@ -63,13 +63,14 @@ class Lease:
         EEXIST when the namespace has an eth0 already, ESRCH when the process has gone.
         """
         bridge = links.find_bridge(self._configuration.bridge, self._configuration.id)
+        mtu = self._configuration.mtu  # not the bridge's, which the kernel sets to that of its lowest port
         try:
-            links.attach(self.link, bridge, self.address, pid=pid, netns_fd=netns_fd)
+            links.attach(self.link, bridge, self.address, mtu, pid=pid, netns_fd=netns_fd)
         except KernelError as error:
             if error.errno != errno.EEXIST:
                 raise
             self._record = self._network.free_link(self._record)
-            links.attach(self.link, bridge, self.address, pid=pid, netns_fd=netns_fd)
+            links.attach(self.link, bridge, self.address, mtu, pid=pid, netns_fd=netns_fd)
 
     def detach(self) -> None:
         """Delete the veth pair; nothing happens when it is gone."""
@@ -97,6 +98,11 @@ class Network:
         self.name = name
         self._wanted = links.parse_subnet(subnet) if subnet is not None else None
         self._directory = Directory(f"{root}/{name}")
+
+    @property
+    def path(self) -> str:
+        """The network's directory, which ``names.refresh`` wants."""
+        return self._directory.path
 
     def ensure(self) -> list[Problem]:
         """Make the bridge, its address, forwarding and the firewall table what they should be; the host's problems.

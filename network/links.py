@@ -172,20 +172,26 @@ def link_name(container_id: str, attempt: int = 0) -> str:
 
 
 def attach(
-    name: str, bridge: netlink.Link, address: str, *, pid: int | None = None, netns_fd: int | None = None
+    name: str, bridge: netlink.Link, address: str, mtu: int, *, pid: int | None = None, netns_fd: int | None = None
 ) -> None:
     """Make the veth pair: ``name`` on the bridge, eth0 with index 2 in the namespace of ``pid`` or ``netns_fd``.
 
-    KernelError EEXIST when a link ``name`` is there, or the namespace has an eth0 or a link with index 2.
+    KernelError EEXIST when a link ``name`` is there, or the namespace has an eth0 or a link with index 2; EXFULL when
+    the bridge has 1023 ports (BR_MAX_PORTS of the kernel).
     """
     create = netlink.new_veth(
-        name, master=bridge.ifindex, mtu=bridge.mtu, peer_mac=mac_of(address), pid=pid, netns_fd=netns_fd
+        name, master=bridge.ifindex, mtu=mtu, peer_mac=mac_of(address), pid=pid, netns_fd=netns_fd
     )
     # br_netfilter translates published ports while a frame is still in the bridge: what a container sends to its own
     # published port then has to leave by the port it came from.
     hairpin = read_sysctl("net/bridge/bridge-nf-call-iptables") == "1"
     with Netlink() as kernel:
-        kernel.send(create)
+        try:
+            kernel.send(create)
+        except KernelError as error:
+            if error.errno == errno.EXFULL:
+                error.hint = "a bridge takes 1023 containers: use a second network"
+            raise
         kernel.send(netlink.set_link(name, up=True, no_ipv6_address=has_ipv6(), hairpin=hairpin))
 
 

@@ -135,6 +135,25 @@ def test_attach_refusals(tmp_path: pathlib.Path) -> None:
 
 
 @in_own_namespace
+def test_a_full_bridge_says_so(tmp_path: pathlib.Path) -> None:
+    network = Network(str(tmp_path))
+    lease, box = network.take("box"), Machine("box")
+    with netlink.Netlink() as kernel:
+        bridge = kernel.link("pycontain0")
+        assert bridge is not None
+        for number in range(1023):
+            kernel.send(netlink.new_veth(
+                f"x{number}", master=bridge.ifindex, mtu=1500, peer_mac=links.mac_of("10.0.0.1"), pid=box.pid,
+                peer_name=f"e{number}", peer_index=0,
+            ))
+    other = Machine("other")
+    with pytest.raises(KernelError) as caught:
+        lease.attach(other.pid)
+    assert caught.value.message.endswith(f"of pid {other.pid}: EXFULL (exchange full)")
+    assert caught.value.hint == "a bridge takes 1023 containers: use a second network"
+
+
+@in_own_namespace
 def test_ids_that_begin_alike_do_not_share_a_link(tmp_path: pathlib.Path) -> None:
     network = Network(str(tmp_path))
     first, second = container(network, "0123456789abcdef"), container(network, "0123456700000000")
@@ -192,7 +211,12 @@ def test_the_subnet_avoids_what_the_host_has(tmp_path: pathlib.Path) -> None:
     assert kept["version"] == 1 and kept["subnet"] == "192.168.160.0/20" and kept["mtu"] == 1400
     lease = network.take("box")
     assert lease.gateway == "192.168.160.1" and lease.prefix == 20
-    assert {link["ifname"]: link["mtu"] for link in run_json("ip", "-j", "link")}["pycontain0"] == 1400
+    for name in ("box", "next"):
+        box = container(network, name)
+        mtus = {link["ifname"]: link["mtu"] for link in run_json("ip", "-j", "link")}
+        assert mtus["pycontain0"] == mtus[box.lease.link] == 1400
+        assert '"mtu":1400' in box.run("ip", "-j", "link", "show", "eth0")
+        network.release(name)
 
 
 @in_own_namespace

@@ -9,7 +9,6 @@ from __future__ import annotations
 import _socket
 import os
 
-from pycontain.runtime import hooks as _hooks
 from pycontain.runtime import namespaces, spec
 from pycontain.runtime.errors import Conflict, KernelError, NotFound, PycontainError, SpecError
 from pycontain.runtime.jsontext import dump, parse
@@ -196,6 +195,8 @@ def create(
             if lease is not None:
                 lease.attach(pid)
             if p.hooks:
+                from pycontain.runtime import hooks as _hooks
+
                 state = container.oci("creating")
                 _hooks.run_all(p.hooks.get("prestart") or [], "prestart", state)
                 _hooks.run_all(p.hooks.get("createRuntime") or [], "createRuntime", state)
@@ -333,6 +334,8 @@ def started(container: Container, process: Process) -> None:
         pass
     hooks = (_config(container).get("hooks") or {}).get("poststart") or []
     if hooks:
+        from pycontain.runtime import hooks as _hooks
+
         try:
             _hooks.run_all(hooks, "poststart", container.oci("running"))
         except PycontainError:
@@ -426,15 +429,19 @@ def delete(id: str, *, root: str, force: bool = False) -> None:
         state = container.oci("stopped")
         hooks = (_config(container).get("hooks") or {}).get("poststop") or []
         container.remove()
-        # The specification wants failures of poststop hooks logged and the rest run; the caller prints warnings.
-        warnings = []
-        for i, hook in enumerate(hooks):
-            try:
-                _hooks.run(hook, f"$.hooks.poststop[{i}]", state)
-            except PycontainError as error:
-                warnings.append(error.message)
-        for warning in warnings:
-            os.write(2, f"warning: {warning}\n".encode())
+        if hooks:
+            _poststop(hooks, state)
+
+
+def _poststop(hooks: list[dict[str, Any]], state: dict[str, Any]) -> None:
+    """runtime.md, "Lifecycle" 13: a poststop hook that fails is worth a warning, and the others still run."""
+    from pycontain.runtime import hooks as _hooks
+
+    for i, hook in enumerate(hooks):
+        try:
+            _hooks.run(hook, f"$.hooks.poststop[{i}]", state)
+        except PycontainError as error:
+            os.write(2, f"warning: {error.message}\n".encode())
 
 
 def _wait_gone(container: Container) -> None:

@@ -62,14 +62,13 @@ class Process:
 
     def unshared(self) -> int:
         """Waits until the first process exists; its pid."""
-        # Killed between clone and message, stage 0 leaves a child that waits for us: hence a limit.
-        from select import POLLIN, poll
-
-        poller = poll()
-        poller.register(self.channel, POLLIN)
-        if not poller.poll(_UNSHARED_SECONDS * 1000):
-            raise PycontainError(f"init said nothing for {_UNSHARED_SECONDS} s and was given up")
-        payload = self._expect(channel.UNSHARED)
+        # Killed between clone and message, stage 0 leaves a child that waits for us: hence a limit (socket(7)).
+        _receive_timeout(self.channel, _UNSHARED_SECONDS)
+        try:
+            payload = self._expect(channel.UNSHARED)
+        except BlockingIOError:
+            raise PycontainError(f"init said nothing for {_UNSHARED_SECONDS} s and was given up") from None
+        _receive_timeout(self.channel, 0)
         self.pid = int.from_bytes(payload, "little")
         self._reap_stage0()
         return self.pid
@@ -133,6 +132,16 @@ class Process:
             os.close(self.channel)
             self.channel = -1
             self._reap_stage0()
+
+
+def _receive_timeout(fd: int, seconds: int) -> None:
+    """SO_RCVTIMEO of a socket; 0: none."""
+    sock = _socket.socket(fileno=fd)
+    try:
+        timeval = seconds.to_bytes(8, "little") + b"\0" * 8
+        sock.setsockopt(_socket.SOL_SOCKET, _socket.SO_RCVTIMEO, timeval)
+    finally:
+        sock.detach()
 
 
 def failure(plan: Plan, payload: bytes) -> PycontainError:

@@ -197,6 +197,9 @@ class CredentialFile:
         for key in ("auth", "username", "password", "identitytoken", "registrytoken"):
             if not isinstance(entry.get(key, ""), str):
                 raise SpecError(f"{where}.{key}", "must be a string")
+        token = entry.get("registrytoken", "")
+        if not (token.isascii() and token.isprintable()):
+            raise SpecError(f"{where}.registrytoken", "must be a token of printable characters")
         username, password = entry.get("username", ""), entry.get("password", "")
         if entry.get("auth"):
             try:
@@ -206,7 +209,7 @@ class CredentialFile:
             if ":" not in plain:
                 raise SpecError(f"{where}.auth", "is not the base64 of user:password")
             username, _, password = plain.rstrip("\0").partition(":")
-        found = Credential(username, password, entry.get("identitytoken", ""), entry.get("registrytoken", ""))
+        found = Credential(username, password, entry.get("identitytoken", ""), token)
         return None if found == Credential() else found
 
     def _helper(self, document: dict[str, Any], registry: str) -> str | None:

@@ -159,10 +159,13 @@ class Watchdog:
         self._guards: set[Guard] = set()
         self._lock = threading.Lock()
         self._running = False
+        self._ended = False
 
     def add(self, connection: Any, deadline: float) -> Guard:
         guard = Guard(connection, deadline)
         with self._lock:
+            if self._ended:
+                guard.fire()
             self._guards.add(guard)
             if not self._running:
                 self._running = True
@@ -174,7 +177,9 @@ class Watchdog:
             self._guards.discard(guard)
 
     def fire_all(self) -> None:
+        """Shut down everything, and whatever is added from now on."""
         with self._lock:
+            self._ended = True
             for guard in self._guards:
                 guard.fire()
 
@@ -246,6 +251,21 @@ def exempt(host: str, rules: str) -> bool:
         if rule and (name == rule or name.endswith("." + rule)):
             return True
     return False
+
+
+def read_proxy(text: str, variable: str) -> str:
+    """The URL of a proxy, which may be written as host:port; never shown, as there may be a password in it."""
+    url = text if "://" in text else f"http://{text}"
+    try:
+        parts = urlsplit(url)
+        fine = bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        fine = False
+    if not fine:
+        raise RegistryUnreachable(
+            f"the proxy in the variable {variable} is not a URL", reason="proxy", hint=f"unset {variable}"
+        )
+    return url
 
 
 def shown_proxy(proxy: str | None) -> str | None:

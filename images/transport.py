@@ -28,6 +28,7 @@ from pycontain.images.dialing import (
     Watchdog,
     exempt,
     explain_tls,
+    read_proxy,
     shown_proxy,
     trust,
 )
@@ -274,7 +275,7 @@ class Transport:
         names = ["http_proxy"] if url.scheme == "http" else ["https_proxy", "HTTPS_PROXY"]
         for name in [*names, "all_proxy", "ALL_PROXY"]:
             if environ.get(name):
-                return environ[name] if "://" in environ[name] else f"http://{environ[name]}"
+                return read_proxy(environ[name], name)
         return None
 
     def _configured(self, url: Url) -> RegistrySettings:
@@ -289,6 +290,8 @@ class Transport:
     def _manager(self, url: Url, guarded: bool) -> urllib3.PoolManager:
         key = (*url.origin, guarded)
         with self._lock:
+            if self.stopped.is_set():
+                raise RegistryUnreachable(f"{url.netloc}: stopped", reason="cut")
             found = self._managers.get(key)
             if found is None:
                 found = self._managers[key] = self._make_manager(url)
@@ -490,8 +493,9 @@ class Transport:
             return RegistryUnreachable(f"proxy {call.proxy} for {host}: {said[:1].lower()}{said[1:]}", reason="proxy")
         if isinstance(original, ssl.SSLError):
             return explain_tls(host, original)
-        if isinstance(original, (errors.ProtocolError, ConnectionError)) or type(original).__module__ == "http.client":
-            return RegistryUnreachable(
-                f"{host} closed the connection without an answer", reason="cut", transient=True
-            )
-        return PycontainError(f"{host}: its answer is not HTTP that can be read: {printable(str(original))}")
+        if isinstance(original, (errors.ProtocolError, OSError)):
+            said = "closed the connection without an answer"
+            if isinstance(original, OSError) and not isinstance(original, ConnectionError):
+                said = f"cannot be talked to: {errno_text(original.errno or 0)}"
+            return RegistryUnreachable(f"{host} {said}", reason="cut", transient=True)
+        return PycontainError(f"{host} answers what is not HTTP: {printable(str(original))}")

@@ -66,7 +66,8 @@ def get(store: Store, name: str, dialer: Network | None = None, **settings: Any)
 def failure(store: Store, name: str, dialer: Network | None = None, **settings: Any) -> PycontainError:
     with pytest.raises(PycontainError) as caught:
         get(store, name, dialer, **settings)
-    assert fixture.store_is_clean(store.root)
+    assert store.refs() == {}
+    assert fixture.partial(store.root) == {}
     caught.value.args = (str(caught.value).removeprefix(f"pull {name}: "),)
     return caught.value
 
@@ -473,6 +474,26 @@ def test_plain_http_goes_through_a_proxy(server: Hostile, store: Store, proxy: P
     assert proxy.heads[0].startswith(f"GET http://{host}/v2/ HTTP/1.1".encode())
 
 
+def test_a_proxy_on_this_machine_may_lead_elsewhere_but_not_back(server: Hostile, store: Store, proxy: Proxy) -> None:
+    """That the proxy's own address is loopback is the user's choice; where a registry sends us is not."""
+    host = f"registry.test:{server.port}"
+    options = {"registries": {host: RegistrySettings(insecure=True)}, "environ": through(proxy, "http_proxy")}
+    network = Network(registry_test="198.51.100.1")  # https is tried first, and that has no proxy here
+    target = ["other.test"]
+
+    def rule(request: Request) -> Answer | None:
+        if "/blobs/" not in request.path or request.path.startswith("/moved"):
+            return None
+        return Answer(307, headers={"Location": f"http://{target[0]}:{server.port}/moved{request.path}"})
+
+    server.rules.append(rule)
+    get(store, f"{host}/x:1", network, **options)
+    target[0] = "localhost"
+    other = Store(store.root + "-other")
+    error = failure(other, f"{host}/x:1", network, **options)
+    assert str(error).endswith("is this machine, and a server elsewhere sent us there: refused")
+
+
 @pytest.mark.parametrize(
     ("variable", "rules"),
     [
@@ -549,6 +570,14 @@ def test_a_proxy_of_another_kind(store: Store) -> None:
         "proxy socks5://127.0.0.1:1080: only http and https proxies are spoken to",
     )
     assert error.hint == "set https_proxy to an http proxy, or no_proxy=registry.test"
+
+
+@pytest.mark.parametrize("url", ["http://", "http://host:port", "http://[::1", "bob:secret@host:0"])
+def test_a_proxy_that_is_no_url(store: Store, url: str) -> None:
+    error = failure(store, "registry.test/x:1", environ={"https_proxy": url})
+    assert isinstance(error, RegistryUnreachable)
+    assert (error.reason, str(error)) == ("proxy", "the proxy in the variable https_proxy is not a URL")
+    assert error.hint == "unset https_proxy"
 
 
 def test_a_pull_leaves_no_thread_behind(server: Hostile, store: Store) -> None:

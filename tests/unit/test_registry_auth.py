@@ -138,6 +138,10 @@ def test_secrets_are_not_shown() -> None:
         ('{"auths": {"a.b": {"auth": "YWJj"}}}', '{path}: auths."a.b".auth: is not the base64 of user:password'),
         ('{"credsStore": "../x"}', "{path}: credsStore: '../x' is not the name of a credential helper"),
         ('{"credHelpers": {"a.b": "x;y"}}', "{path}: credHelpers.\"a.b\": 'x;y' is not the name of a credential"),
+        (
+            '{"auths": {"a.b": {"registrytoken": "a\\nb"}}}',
+            '{path}: auths."a.b".registrytoken: must be a token of printable characters',
+        ),
         ("{", "credentials {path}: not JSON: "),
     ],
 )

@@ -319,16 +319,42 @@ def test_too_many_requests_at_the_door(server: Hostile, store: Store) -> None:
     )
 
 
+def test_no_word_at_all(server: Hostile, store: Store) -> None:
+    server.on("/v2/", fixture.sends(b""))
+    said = unreachable(store, f"{server.host}/x:1", "cut")
+    assert said == f"{server.host} closed the connection without an answer"
+
+
 @pytest.mark.parametrize(
-    ("reply", "reason", "said"),
+    ("reply", "said"),
     [
-        (b"", "cut", "{host} closed the connection without an answer"),
-        (b"SSH-2.0-OpenSSH\r\n", "cut", "{host} closed the connection without an answer"),
+        (b"SSH-2.0-OpenSSH\r\n", "SSH-2.0-OpenSSH\\r\\n"),
+        (head(200, **{f"x{number}": "y" for number in range(200)}), "got more than 100 headers"),
+        (head(200, X="y" * 70_000), "got more than 65536 bytes when reading header line"),
     ],
 )
-def test_what_is_no_http(server: Hostile, store: Store, reply: bytes, reason: str, said: str) -> None:
+def test_what_is_no_http(server: Hostile, store: Store, reply: bytes, said: str) -> None:
     server.on("/v2/", fixture.sends(reply))
-    assert unreachable(store, f"{server.host}/x:1", reason) == said.format(host=server.host)
+    error = failure(store, f"{server.host}/x:1")
+    assert str(error) == f"{server.host} answers what is not HTTP: {said}"
+    assert fixture.store_is_clean(store.root)
+    assert len(server.requests) == 1
+
+
+def test_a_connection_that_the_kernel_gives_up(server: Hostile, store: Store) -> None:
+    class Down(Network):
+        def connect(self, family: int, address: Any, timeout: float) -> socket.socket:
+            class Dead(socket.socket):
+                def sendall(self, *_: Any) -> None:
+                    raise OSError(errno.ENETDOWN, "Network is down")
+
+            found = super().connect(family, address, timeout)
+            return Dead(fileno=found.detach())
+
+    settings = Settings({server.host: RegistrySettings(mirrors=(f"http://{server.host}",))}, attempts=1)
+    with pytest.raises(RegistryUnreachable) as caught:
+        pull(store, parse(f"{server.host}/x:1"), platform=AMD64, settings=settings, dialer=Down(), pace=FAST)
+    assert "cannot be talked to: ENETDOWN (network is down)" in str(caught.value)
 
 
 # Content that is not what it should be: refused, and nothing is kept, not even to be resumed

@@ -58,8 +58,9 @@ static _Noreturn void fail(int what)
 	_exit(1);
 }
 
-/* Readers see the old text or the new one, never a part: temporary name, fsync, rename. */
-static int write_file(long long dir, const char *name, const char *text)
+/* Readers see the old text or the new one, never a part: temporary name, rename. After a power failure it has to be
+ * readable only if it is durable; pids mean nothing by then, and a flush costs a start several milliseconds. */
+static int write_file(long long dir, const char *name, const char *text, int durable)
 {
 	char temporary[300];
 	int fd, bad;
@@ -68,7 +69,7 @@ static int write_file(long long dir, const char *name, const char *text)
 	fd = openat((int)dir, temporary, O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW | O_CLOEXEC, 0600);
 	if (fd < 0)
 		return -1;
-	bad = write_all(fd, text, strlen(text)) | fsync(fd) | close(fd);
+	bad = write_all(fd, text, strlen(text)) | (durable ? fsync(fd) : 0) | close(fd);
 	return bad ? -1 : renameat((int)dir, temporary, (int)dir, name);
 }
 
@@ -98,7 +99,7 @@ static int write_pid_file(void)
 		sprintf(text + n, "\"container_pid\":%d,\"container_start_time\":%llu}\n", container, start_time(container));
 	else
 		sprintf(text + n, "\"container_pid\":null,\"container_start_time\":null}\n");
-	return write_file(o.pid_dir, pid_name, text);
+	return write_file(o.pid_dir, pid_name, text, 0);
 }
 
 /* ---------------------------------------------------------------- processes */
@@ -329,7 +330,7 @@ static void finish_step(void)
 			sprintf(name, "%u", signal);
 		sprintf(text, "{\"version\":1,\"status\":%u,\"signal\":%s,\"finished\":\"%s\",\"log_dropped\":%lu}\n", code, name, stamp(),
 			log_dropped);
-		write_file(o.exit_dir, exit_name, text);
+		write_file(o.exit_dir, exit_name, text, 1);
 		recorded = 1;
 	}
 	if (!drained)

@@ -16,7 +16,7 @@ from collections.abc import Callable, Collection, Iterable
 
 from pycontain.network import firewall, links, nft
 from pycontain.network.firewall import Problem
-from pycontain.network.netlink import Link, Netlink, container_messages, set_link
+from pycontain.network.netlink import Link, Netlink, container_messages
 from pycontain.network.ports import ANY, Port, hold
 from pycontain.network.state import Configuration, Directory, Record, Stamp, boot_id, namespace_id
 from pycontain.runtime.errors import Conflict, KernelError, PycontainError
@@ -342,7 +342,7 @@ class Network:
         present = {link.name for link in kernel.links()}
         for record in files.records():
             if record.link in present:
-                kernel.send(set_link(record.link, master=bridge.ifindex))
+                links.reattach(kernel, record.link, bridge)
 
     def _ensure_firewall(
         self, files: Directory, configuration: Configuration, *, changed: bool, new: Record | None = None

@@ -182,9 +182,6 @@ def attach(
     create = netlink.new_veth(
         name, master=bridge.ifindex, mtu=mtu, peer_mac=mac_of(address), pid=pid, netns_fd=netns_fd
     )
-    # br_netfilter translates published ports while a frame is still in the bridge: what a container sends to its own
-    # published port then has to leave by the port it came from.
-    hairpin = read_sysctl("net/bridge/bridge-nf-call-iptables") == "1"
     with Netlink() as kernel:
         try:
             kernel.send(create)
@@ -192,7 +189,20 @@ def attach(
             if error.errno == errno.EXFULL:
                 error.hint = "a bridge takes 1023 containers: use a second network"
             raise
-        kernel.send(netlink.set_link(name, up=True, no_ipv6_address=has_ipv6(), hairpin=hairpin))
+        _finish_port(kernel, name)
+
+
+def reattach(kernel: Netlink, name: str, bridge: netlink.Link) -> None:
+    """Make a container's link, whose bridge was deleted, a port of the bridge made in its place."""
+    kernel.send(netlink.set_link(name, master=bridge.ifindex))
+    _finish_port(kernel, name)
+
+
+def _finish_port(kernel: Netlink, name: str) -> None:
+    # br_netfilter translates published ports while a frame is still in the bridge: what a container sends to its own
+    # published port then has to leave by the port it came from.
+    hairpin = read_sysctl("net/bridge/bridge-nf-call-iptables") == "1"
+    kernel.send(netlink.set_link(name, up=True, no_ipv6_address=has_ipv6(), hairpin=hairpin))
 
 
 def detach(name: str) -> None:

@@ -75,11 +75,6 @@ def check_hostname(name: str) -> str:
     return name
 
 
-def hostname_text(hostname: str) -> str:
-    """The text of /etc/hostname."""
-    return f"{check_hostname(hostname)}\n"
-
-
 def parse_add_host(text: str) -> tuple[str, str]:
     """``name:address`` of ``--add-host`` as (name, address); PycontainError when either is not one."""
     name, _, address = text.partition(":")

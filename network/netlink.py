@@ -230,11 +230,6 @@ def container_messages(address: str, prefix: int, gateway: str) -> list[tuple[st
     return [(request.description, encode(request, number)) for number, request in enumerate(requests, 1)]
 
 
-def loopback_messages() -> list[tuple[str, bytes]]:
-    """What a namespace without a network needs (``--network none``): lo up."""
-    return [(loopback_up().description, encode(loopback_up(), 1))]
-
-
 # Decoding
 
 

@@ -191,7 +191,9 @@ class Directory:
         try:
             fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
             try:
-                os.write(fd, json.dumps({"version": VERSION, **content}).encode() + b"\n")
+                data = json.dumps({"version": VERSION, **content}).encode() + b"\n"
+                while data:  # a disk that fills up takes a part first
+                    data = data[os.write(fd, data) :]
                 if durable:
                     os.fsync(fd)
             finally:

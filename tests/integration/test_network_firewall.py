@@ -14,6 +14,13 @@ from tests.integration.network_hosts import Machine, ask, container, in_own_name
 
 pytestmark = pytest.mark.needs("root", "bridge", "veth", "nft", "netns")
 
+needs_iptables = pytest.mark.skipif(
+    nft.find_program("iptables-nft") is None, reason="needs iptables-nft: not installed"
+)
+needs_legacy = pytest.mark.skipif(
+    nft.find_program("iptables-legacy") is None, reason="needs iptables-legacy: not installed"
+)
+
 OURS = 'comment "pycontain: let pycontain0 through"'
 
 
@@ -64,6 +71,7 @@ def test_without_our_rules_such_a_chain_drops(tmp_path: pathlib.Path) -> None:
     assert outside.ask("tcp", "10.9.0.1", 8080, 0.4) == "silence"
 
 
+@needs_iptables
 @in_own_namespace
 def test_docker_s_chains(tmp_path: pathlib.Path) -> None:
     """As docker sets them up through iptables-nft, which must still understand its table afterwards."""
@@ -98,6 +106,7 @@ def test_a_final_reject_counts_as_dropping(tmp_path: pathlib.Path) -> None:
     assert run("nft", "list", "ruleset").count(OURS) == 2
 
 
+@needs_iptables
 @in_own_namespace
 def test_an_iptables_reject_at_the_end_counts_as_dropping(tmp_path: pathlib.Path) -> None:
     run("iptables-nft", "-A", "FORWARD", "-j", "REJECT", "--reject-with", "icmp-host-prohibited")
@@ -105,6 +114,7 @@ def test_an_iptables_reject_at_the_end_counts_as_dropping(tmp_path: pathlib.Path
     check_through(outside, box)
 
 
+@needs_iptables
 @in_own_namespace
 def test_a_firewall_that_comes_later_is_seen_by_the_next_container(tmp_path: pathlib.Path) -> None:
     network = Network(str(tmp_path))
@@ -126,6 +136,7 @@ def test_a_flushed_ruleset_comes_back_with_the_next_container(tmp_path: pathlib.
     check_through(outside, box)
 
 
+@needs_iptables
 @in_own_namespace
 def test_accepting_firewalls_are_left_alone(tmp_path: pathlib.Path) -> None:
     run("iptables-nft", "-A", "FORWARD", "-s", "10.44.0.0/16", "-j", "DROP")
@@ -164,10 +175,9 @@ def test_a_chain_that_may_not_be_changed_is_reported(tmp_path: pathlib.Path) -> 
     owner.communicate()
 
 
+@needs_legacy
 @in_own_namespace
 def test_legacy_iptables_are_reported(tmp_path: pathlib.Path) -> None:
-    if nft.find_program("iptables-legacy") is None:
-        pytest.skip("iptables-legacy is not installed")
     network = Network(str(tmp_path))
     assert network.take("first").problems == []
     run("iptables-legacy", "-P", "FORWARD", "DROP")

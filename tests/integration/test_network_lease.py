@@ -269,6 +269,17 @@ def test_a_deleted_bridge_comes_back_with_its_containers(tmp_path: pathlib.Path)
     assert ask("tcp", "127.0.0.1", 8080, 0.3) != f"box saw {box.lease.gateway}"
     network.ensure()
     assert ask("tcp", "127.0.0.1", 8080) == f"box saw {box.lease.gateway}"
+    run("nft", "flush", "ruleset")
+    network.release("box")
+    box.lease.close()
+    again = network.take("box", ports=parse_publish("8080:80"))
+    again.attach(Machine("new").pid)
+    run("ip", "link", "del", "pycontain0")
+    network.ensure()
+    port = json.loads(run("ip", "-j", "-d", "link", "show", again.link))[0]["linkinfo"]["info_slave_data"]
+    assert port["state"] in ("forwarding", "disabled")
+    setting = pathlib.Path("/proc/sys/net/bridge/bridge-nf-call-iptables")
+    assert port["hairpin"] is (setting.exists() and setting.read_text() == "1\n")
 
 
 @in_own_namespace
@@ -300,7 +311,8 @@ def test_reconcile_frees_what_nobody_uses(tmp_path: pathlib.Path) -> None:
 @in_own_namespace
 def test_destroy_leaves_nothing(tmp_path: pathlib.Path) -> None:
     network = Network(str(tmp_path))
-    run("iptables-nft", "-P", "FORWARD", "DROP")
+    run("nft", "add table ip filter")
+    run("nft", "add chain ip filter FORWARD { type filter hook forward priority 0; policy drop; }")
     before = run("nft", "list", "ruleset")
     network.take("box", ports=parse_publish("8080:80")).close()
     with pytest.raises(Conflict) as caught:
@@ -389,7 +401,7 @@ def test_kill_at_any_moment_leaves_nothing_that_reconcile_does_not_free(tmp_path
     chance = random.Random(7)
     box = Machine("box")
     network = Network(str(tmp_path))
-    for _ in range(40):
+    for _ in range(25):
         crasher = python(CRASHER, str(tmp_path), str(box.pid))
         assert crasher.stdout is not None and crasher.stdout.readline() == "ready\n"
         time.sleep(chance.random() * 0.15)

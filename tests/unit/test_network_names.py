@@ -142,10 +142,9 @@ def test_refreshes_of_many_processes_leave_whole_files(tmp_path: pathlib.Path) -
             assert line.startswith(("#", "127.", "::1", "fe00::", "ff02::", "10.118.0."))
 
 
-@pytest.mark.parametrize("name", ["web", "web-1", "a.b.c", "A", "1", "x_y", "a" * 63, "a" * 63 + ".b"[:1]])
+@pytest.mark.parametrize("name", ["web", "web-1", "a.b.c", "A", "1", "x_y", "a" * 63])
 def test_good_host_names(name: str) -> None:
-    assert names.check_hostname(name.rstrip(".")) == name.rstrip(".")
-    assert names.hostname_text("web") == "web\n"
+    assert names.check_hostname(name) == name
 
 
 @pytest.mark.parametrize(
@@ -165,10 +164,9 @@ def test_good_host_names(name: str) -> None:
 def test_bad_host_names(name: str, message: str) -> None:
     if "label" in message:
         message += ", wanted 1 to 63 letters, digits, - and _, with no - at either end"
-    for check in (names.check_hostname, names.hostname_text):
-        with pytest.raises(PycontainError) as caught:
-            check(name)
-        assert caught.value.message == message
+    with pytest.raises(PycontainError) as caught:
+        names.check_hostname(name)
+    assert caught.value.message == message
 
 
 @given(st.text(max_size=70))

@@ -51,10 +51,6 @@ def test_container_messages_say_what_they_should() -> None:
     assert route.get_attr("RTA_GATEWAY") == "10.118.0.1" and route.get_attr("RTA_DST") is None
 
 
-def test_loopback_messages() -> None:
-    assert netlink.loopback_messages() == netlink.container_messages("10.0.0.2", 24, "10.0.0.1")[:1]
-
-
 def test_bridge() -> None:
     request = netlink.new_bridge("pycontain0", b"\x02\x70\x0a\x76\x00\x01", 1400)
     found = decode(ifinfmsg, netlink.encode(request, 7))

@@ -482,9 +482,10 @@ def test_a_proxy_on_this_machine_may_lead_elsewhere_but_not_back(server: Hostile
     target = ["other.test"]
 
     def rule(request: Request) -> Answer | None:
-        if "/blobs/" not in request.path or request.path.startswith("/moved"):
+        if "/blobs/" not in request.path or "/moved/" in request.path:
             return None
-        return Answer(307, headers={"Location": f"http://{target[0]}:{server.port}/moved{request.path}"})
+        path = f"/moved/blobs/{request.path.rpartition('/')[2]}"
+        return Answer(307, headers={"Location": f"http://{target[0]}:{server.port}{path}"})
 
     server.rules.append(rule)
     get(store, f"{host}/x:1", network, **options)

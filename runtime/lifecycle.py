@@ -23,7 +23,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from pycontain.runtime.kernel.cgroup import Cgroup
+    from pycontain.runtime.kernel.cgroup import Cgroup, Hierarchy
     from pycontain.runtime.namespaces import Launcher, Process
 
 OCI_VERSION = "1.3.0"
@@ -35,8 +35,8 @@ class Facts:
 
     __slots__ = ("cgroup_hierarchies", "cgroup_mode", "last_cap")
 
-    def __init__(self) -> None:
-        found = hierarchies()
+    def __init__(self, found: list[Hierarchy] | None = None) -> None:
+        found = hierarchies() if found is None else found
         unified = any(h.unified for h in found)
         controllers = any(h.controllers for h in found)
         self.cgroup_mode = ("hybrid" if controllers else "v2") if unified else "v1"
@@ -48,11 +48,18 @@ class Facts:
 
 
 class Running:
-    """A process that this process started: its pid, and the way to wait for it."""
+    """A process that this process started: its pid, and the way to start it for good and to wait for it."""
 
-    def __init__(self, pid: int, process: Process) -> None:
+    def __init__(self, pid: int, process: Process, container: Container | None = None) -> None:
         self.pid = pid
         self.process = process
+        self._container = container
+
+    def start(self) -> None:
+        """Run the program of a container created with ``listen=False``; once. Raises what ``start`` raises."""
+        assert self._container is not None
+        with self._container as container:
+            started(container, self.process)
 
     def wait(self) -> int:
         """Waits for it to end; 0–255, or 128 + the signal that killed it. Only for its parent."""
@@ -138,8 +145,9 @@ def create(
     if console is not None and not terminal:
         raise PycontainError("found a console socket, but $.process.terminal is not true", hint="set $.process.terminal to true")
     path = cgroup_path(config, id)
-    cgroup = open_cgroup(path)
-    facts = Facts()
+    found = hierarchies()
+    cgroup = open_cgroup(path, found)
+    facts = Facts(found)
     rootfs = rootfs or _rootfs(config, bundle)
     resources = _resources(config)
     program = cgroup.device_program(resources)
@@ -164,54 +172,55 @@ def create(
     fields["rootfs"] = rootfs.get("path") or rootfs["target"]
     fields["created"] = _now()
     fields["operations"] = len(p.ops)
+    fields["poststop"] = p.hooks.get("poststop") or []
     container = Container.make(root, id, fields, raw)
     process: Process | None = None
     listener = -1
     try:
-        with container:
-            cgroup.create()
-            cgroup.apply(resources)
-            if listen:
-                listener = _listen(f"{container.directory}/control.sock")
-            cgroup_fds, _, _ = _join_fds(cgroup)
-            try:
-                process = namespaces.launch(
-                    p,
-                    cgroup_fds=cgroup_fds,
-                    stdio=stdio,
-                    console=console,
-                    listener=listener if listen else None,
-                    launcher=launcher,
-                )
-            finally:
-                for fd in cgroup_fds:
-                    os.close(fd)
-            pid = process.unshared()
-            if launcher is not None:
-                launcher.started(pid)
-            container.set_pid(pid)
-            container.save()
-            _write_id_maps(p, pid)
-            if lease is not None:
-                lease.attach(pid)
-            if p.hooks:
-                from pycontain.runtime import hooks as _hooks
+        cgroup.create()
+        cgroup.apply(resources)
+        if listen:
+            listener = _listen(f"{container.directory}/control.sock")
+        cgroup_fds, _, _ = _join_fds(cgroup)
+        try:
+            process = namespaces.launch(
+                p,
+                cgroup_fds=cgroup_fds,
+                stdio=stdio,
+                console=console,
+                listener=listener if listen else None,
+                launcher=launcher,
+            )
+        finally:
+            for fd in cgroup_fds:
+                os.close(fd)
+        pid = process.unshared()
+        if launcher is not None:
+            launcher.started(pid)
+        container.set_pid(pid)
+        _write_id_maps(p, pid)
+        if lease is not None:
+            lease.attach(pid)
+        if p.hooks:
+            from pycontain.runtime import hooks as _hooks
 
-                state = container.oci("creating")
-                _hooks.run_all(p.hooks.get("prestart") or [], "prestart", state)
-                _hooks.run_all(p.hooks.get("createRuntime") or [], "createRuntime", state)
-            process.go(dump(container.oci("creating")).encode())
-            if listen:
-                process.close()
-            container.fields["status"] = "created"
-            container.save()
-            if pid_file is not None:
-                write_pid_file(pid_file, pid)
-            return Running(pid, process)
+            state = container.oci("creating")
+            _hooks.run_all(p.hooks.get("prestart") or [], "prestart", state)
+            _hooks.run_all(p.hooks.get("createRuntime") or [], "createRuntime", state)
+        process.go(dump(container.oci("creating")).encode())
+        container.fields["status"] = "created"
+        if pid_file is not None:
+            write_pid_file(pid_file, pid)
+        if not listen:
+            return Running(pid, process, container)
+        process.close()
+        container.save()
+        container.close()
+        return Running(pid, process)
     except BaseException:
         if process is not None:
             process.close()
-        _undo(root, id, cgroup, process, launcher)
+        _undo(container, cgroup, process, launcher)
         raise
     finally:
         if listener >= 0:
@@ -224,15 +233,12 @@ def _joins(cgroup: Cgroup) -> tuple[bool, int]:
     return unified, len(cgroup.directories) - unified
 
 
-def _undo(root: str, id: str, cgroup: Cgroup, process: Process | None, launcher: Any) -> None:
+def _undo(container: Container, cgroup: Cgroup, process: Process | None, launcher: Any) -> None:
     cgroup.kill_all()
     if process is not None and process.pid and launcher is None:
         os.waitpid(process.pid, 0)
     cgroup.remove()
-    try:
-        Container.open(root, id).remove()
-    except NotFound:
-        pass
+    container.remove()
 
 
 def _listen(path: str) -> int:
@@ -332,7 +338,7 @@ def started(container: Container, process: Process) -> None:
         os.unlink(f"{container.directory}/control.sock")
     except FileNotFoundError:
         pass
-    hooks = (_config(container).get("hooks") or {}).get("poststart") or []
+    hooks = process.plan.hooks.get("poststart") or []
     if hooks:
         from pycontain.runtime import hooks as _hooks
 
@@ -355,12 +361,6 @@ def _plan_again(container: Container) -> Plan:
     more = container.fields["operations"] - len(p.ops)  # a network has more operations than the loopback alone
     p.ops = [("sync",)] * more + p.ops[max(0, -more) :]
     return p
-
-
-def run_started(id: str, running: Running, *, root: str) -> None:
-    """Start a container that this process created with ``listen=False``."""
-    with Container.open(root, id) as container:
-        started(container, running.process)
 
 
 def state(id: str, *, root: str) -> dict[str, Any]:
@@ -427,10 +427,9 @@ def delete(id: str, *, root: str, force: bool = False) -> None:
             cgroup.remove()
         _wait_gone(container)
         state = container.oci("stopped")
-        hooks = (_config(container).get("hooks") or {}).get("poststop") or []
         container.remove()
-        if hooks:
-            _poststop(hooks, state)
+        if container.fields.get("poststop"):
+            _poststop(container.fields["poststop"], state)
 
 
 def _poststop(hooks: list[dict[str, Any]], state: dict[str, Any]) -> None:

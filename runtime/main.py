@@ -275,7 +275,7 @@ def _run(root: str, options: dict[str, Any], words: list[str]) -> int:
     try:
         if console is not None:
             os.close(console)
-        lifecycle.run_started(id, running, root=root)
+        running.start()
         if signals is None:
             return 0
         status = _foreground(running, ours, signals)

@@ -54,9 +54,15 @@ def start_time(pid: int) -> int | None:
     return None if fields[0] in (b"Z", b"X") else int(fields[19])
 
 
+_boot_id: list[str] = []
+
+
 def boot_id() -> str:
-    with open("/proc/sys/kernel/random/boot_id", "rb", buffering=0) as file:
-        return file.read(64).decode().strip()
+    """This boot's name: a pid and a start time mean nothing in another."""
+    if not _boot_id:
+        with open("/proc/sys/kernel/random/boot_id", "rb", buffering=0) as file:
+            _boot_id.append(file.read(64).decode().strip())
+    return _boot_id[0]
 
 
 class Container:

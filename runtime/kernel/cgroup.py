@@ -129,12 +129,14 @@ def detect() -> str:
     return mode_of(hierarchies())
 
 
-def open_cgroup(path: str) -> Cgroup:
+def open_cgroup(path: str, found: list[Hierarchy] | None = None) -> Cgroup:
     """The cgroup ``path`` (absolute, or relative to ``/pycontain``) in this host's hierarchies; creates nothing.
+
+    ``found``: what ``hierarchies()`` said a moment ago, for a caller that asks more than once.
 
     Raises SpecError for a name that leaves its place, Unsupported where the host has no cgroups.
     """
-    found = hierarchies()
+    found = hierarchies() if found is None else found
     name = absolute(path)
     if mode_of(found) == "v2":
         from pycontain.runtime.kernel.cgroup_v2 import CgroupV2

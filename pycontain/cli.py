@@ -39,7 +39,7 @@ def run(argv: Sequence[str]) -> int:
         parsed = parser.parse(argv)
         return _call(parsed)
     except PycontainError as error:
-        _print_error(error.message, error.hint)
+        print_error(error.message, error.hint)
         _trace(argv)
         command = parsed.command.name if parsed is not None and parsed.command is not None else ""
         return 125 if command == "run" and error.exit_code == 1 else error.exit_code
@@ -52,7 +52,7 @@ def run(argv: Sequence[str]) -> int:
     except Exception as error:
         _trace(argv)
         text = " ".join(str(error).split()) or "no more is known"
-        _print_error(
+        print_error(
             f"this is a bug: {type(error).__name__}: {text}",
             f"pycontain --debug {' '.join(argv)}   (the traceback, for a report)",
         )
@@ -80,8 +80,7 @@ def _call(parsed: Parsed) -> int:
     values = parsed.global_values
     root, run_root = values.get("root"), values.get("run-root")
     status = handler(Engine(str(root) if root else None, str(run_root) if run_root else None), parsed.values)
-    assert isinstance(status, int)
-    return status
+    return int(status)
 
 
 def _trace(argv: Sequence[str]) -> None:
@@ -92,7 +91,8 @@ def _trace(argv: Sequence[str]) -> None:
         traceback.print_exc()
 
 
-def _print_error(message: str, hint: str | None) -> None:
+def print_error(message: str, hint: str | None) -> None:
+    """``pycontain: message`` and, after a blank line, ``hint: ...``, on standard error."""
     sys.stdout.flush()
     lines = [f"pycontain: {message}"]
     if hint:

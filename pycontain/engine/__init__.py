@@ -12,6 +12,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from pycontain.engine.containers import Containers
     from pycontain.images.store import Store
+    from pycontain.network.lease import Network
 
 DATA = "/var/lib/pycontain"
 RUN = "/run/pycontain"
@@ -28,6 +29,7 @@ class Engine:
         self.run = os.path.abspath(run or os.environ.get("PYCONTAIN_RUN") or RUN)
         self._containers: Containers | None = None
         self._images: Store | None = None
+        self._network: Network | None = None
 
     @property
     def containers(self) -> Containers:
@@ -44,6 +46,15 @@ class Engine:
 
             self._images = Store(os.path.join(self.data, "images"))
         return self._images
+
+    @property
+    def network(self) -> Network:
+        """The default bridge network."""
+        if self._network is None:
+            from pycontain.network.lease import Network
+
+            self._network = Network(os.path.join(self.data, "network"))
+        return self._network
 
     @property
     def runtime_root(self) -> str:

@@ -13,9 +13,11 @@ from __future__ import annotations
 
 import os
 import time
+from contextlib import contextmanager
 
 from pycontain.engine import files, names
 from pycontain.runtime.errors import Conflict, NotFound, PycontainError
+from pycontain.runtime.state import boot_id, start_time
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -23,22 +25,6 @@ if TYPE_CHECKING:
     from typing import Any
 
 _LOST_EXIT_CODE = 255  # ended while nobody watched: a reboot, or a killed supervisor
-
-
-def boot_id() -> str:
-    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
-        return file.read().strip()
-
-
-def start_time(pid: int) -> int:
-    """Clock ticks after boot at which ``pid`` was started, 0 where there is none (proc_pid_stat(5), field 22)."""
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            fields = file.read().rpartition(b")")[2].split()
-    except OSError:
-        return 0
-    # A zombie has ended; only its parent has not looked yet.
-    return 0 if fields[0] in (b"Z", b"X") else int(fields[19])
 
 
 class Container:
@@ -91,18 +77,18 @@ class Container:
             self.record = record
             self.complete = True
 
-    def locked(self) -> files.Lock:
-        """The lock, taken, with the record as it is now; use it in a ``with``."""
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the lock, with the record as it is now. Raises NotFound where the container is gone."""
         try:
             self.lock.acquire()
         except FileNotFoundError:
             raise NotFound(f'no such container: "{self.label}"', hint="pycontain ps -a") from None
         try:
             self.reload()
-        except BaseException:
+            yield
+        finally:
             self.lock.release()
-            raise
-        return self.lock
 
     @property
     def alive(self) -> bool:
@@ -125,19 +111,18 @@ class Container:
         state = self.state
         if state.get("status") == "exited":
             return {key: state.get(key) for key in ("exit_code", "finished", "oom_killed")}
+        from pycontain.engine import supervise
+
+        path = os.path.join(self.run_directory, "exit.json")
         seen = None
         if state.get("boot_id") == boot_id():
             try:
-                seen = files.read_json(os.path.join(self.run_directory, "exit.json"))
+                seen = supervise.read_exit(path)
             except PycontainError:
                 seen = None
         if seen is None:
             return {"exit_code": _LOST_EXIT_CODE, "finished": time.time_ns(), "oom_killed": False}
-        return {
-            "exit_code": int(seen.get("exit_code", _LOST_EXIT_CODE)),
-            "finished": int(seen.get("finished", time.time_ns())),
-            "oom_killed": bool(seen.get("oom_killed", False)),
-        }
+        return {"exit_code": seen.status, "finished": os.stat(path).st_mtime_ns, "oom_killed": False}
 
     def running_or_refuse(self, verb: str) -> None:
         status = self.status()

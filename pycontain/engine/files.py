@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 
 from pycontain.runtime.errors import KernelError, PycontainError
+from pycontain.runtime.jsontext import dump, parse
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -39,10 +39,7 @@ def write_atomic(path: str, data: bytes, mode: int = 0o600) -> None:
 
 
 def write_json(path: str, data: dict[str, Any]) -> None:
-    write_atomic(
-        path,
-        json.dumps({"version": VERSION, **data}, indent=1, ensure_ascii=False).encode(errors="surrogateescape") + b"\n",
-    )
+    write_atomic(path, dump({"version": VERSION, **data}).encode() + b"\n")
 
 
 def read_json(path: str) -> dict[str, Any] | None:
@@ -54,10 +51,7 @@ def read_json(path: str) -> dict[str, Any] | None:
         return None
     except OSError as error:
         raise KernelError(f"cannot read {path}", error.errno or 0) from None
-    try:
-        value = json.loads(data.decode(errors="surrogateescape"))
-    except ValueError as error:
-        raise PycontainError(f"{path} is damaged: {error}") from None
+    value = parse(data, path)
     if not isinstance(value, dict):
         raise PycontainError(f"{path} is damaged: not a JSON object")
     if value.get("version") != VERSION:

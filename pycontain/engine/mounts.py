@@ -10,8 +10,8 @@ from __future__ import annotations
 import os
 import re
 
-from pycontain.engine import values
-from pycontain.runtime.errors import PycontainError
+from pycontain.engine import files, values
+from pycontain.runtime.errors import NotFound, PycontainError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -189,3 +189,59 @@ def _target(option: str, text: str, target: str) -> str:
     if path == "/":
         raise values.wrong(option, text, "the target cannot be /", example)
     return path
+
+
+def volume_path(data: str, name: str) -> str:
+    """Where a volume's files are."""
+    return os.path.join(data, "volumes", name, "_data")
+
+
+def realise(data: str, wishes: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Make what the wishes need on the host, name anonymous volumes; the wishes as container.json keeps them.
+
+    Raises NotFound where a ``--mount``'s source is missing, KernelError where a directory cannot be made.
+    """
+    result = []
+    for wish in wishes:
+        wish = dict(wish)
+        if wish["type"] == "volume":
+            if not wish["source"]:
+                wish["source"], wish["anonymous"] = os.urandom(32).hex(), True
+            path = volume_path(data, wish["source"])
+            # The container's own users enter it through their mount, never by this path.
+            files.make_directory(os.path.dirname(path))
+            files.make_directory(path, 0o755)
+        elif wish["type"] == "bind":
+            if wish["create"] and not os.path.lexists(wish["source"]):
+                files.make_directory(wish["source"], 0o755)
+            elif not os.path.exists(wish["source"]):
+                raise NotFound(
+                    f'cannot mount "{wish["source"]}" at "{wish["target"]}": it does not exist',
+                    hint=f"mkdir -p {wish['source']}",
+                )
+        result.append(wish)
+    return result
+
+
+def oci(data: str, wishes: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The ``mounts`` of config.json that the wishes lead to."""
+    result = []
+    for wish in wishes:
+        access = "ro" if wish["read_only"] else "rw"
+        if wish["type"] == "tmpfs":
+            options = [*wish["options"], access]
+            result.append({"destination": wish["target"], "type": "tmpfs", "source": "tmpfs", "options": options})
+            continue
+        source = volume_path(data, wish["source"]) if wish["type"] == "volume" else wish["source"]
+        options = [*(wish["options"] or ["rbind", "rprivate"]), access]
+        result.append({"destination": wish["target"], "type": "bind", "source": source, "options": options})
+    return result
+
+
+def remove_volumes(data: str, wishes: Sequence[dict[str, Any]]) -> None:
+    """Remove the anonymous volumes among ``wishes``."""
+    import shutil
+
+    for wish in wishes:
+        if wish.get("anonymous"):
+            shutil.rmtree(os.path.dirname(volume_path(data, wish["source"])), ignore_errors=True)

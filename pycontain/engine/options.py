@@ -107,6 +107,8 @@ def _list(given: Mapping[str, object], name: str) -> list[str]:
 def _clean(what: str, text: str) -> str:
     if "\0" in text:
         raise values.wrong(what, text.replace("\0", "\\0"), "contains a NUL byte")
+    if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
+        raise values.wrong(what, text.encode(errors="surrogateescape").decode(errors="backslashreplace"), "not UTF-8")
     return text
 
 
@@ -127,7 +129,10 @@ def _identity(options: Options, given: Mapping[str, object], environ: Mapping[st
     name = _text(given, "name")
     options.name = values.container_name(name) if name is not None else None
     hostname = _text(given, "hostname")
-    options.hostname = values.hostname(hostname) if hostname else None
+    if hostname:
+        from pycontain.network.names import check_hostname
+
+        options.hostname = check_hostname(hostname)
     entrypoint = given.get("entrypoint")
     if isinstance(entrypoint, (list, tuple)):
         options.entrypoint = [str(part) for part in entrypoint]
@@ -144,7 +149,10 @@ def _identity(options: Options, given: Mapping[str, object], environ: Mapping[st
         options.workdir = values.absolute("workdir", workdir, workdir, "/srv")
     options.labels = values.labels(_list(given, "label"))
     platform = _text(given, "platform")
-    options.platform = values.platform(platform) if platform else None
+    if platform:
+        from pycontain.images.manifest import Platform
+
+        options.platform = str(Platform.parse(platform))
     options.pull = _text(given, "pull") or "missing"
     signal = _text(given, "stop-signal")
     if signal:
@@ -222,15 +230,26 @@ def _network(options: Options, given: Mapping[str, object]) -> None:
     elif network not in ("bridge", "none", "host") and kind != "container":
         raise values.wrong("network", network, "no such network (wanted bridge, none, host or container:ID)", "bridge")
     options.network = network
-    for text in _list(given, "publish"):
-        options.ports += values.publish(text)
+    published = _list(given, "publish")
+    if published:
+        from pycontain.network.ports import parse_publish
+
+        options.ports = [port._asdict() for text in published for port in parse_publish(text)]
     taken = set()
     for port in options.ports:
-        key = (port["ip"], port["host"], port["protocol"])
-        if port["host"] and key in taken:
-            raise PycontainError(f"--publish names the host port {port['host']}/{port['protocol']} twice")
+        key = (port["host_ip"], port["host_port"], port["protocol"])
+        if port["host_port"] and key in taken:
+            raise PycontainError(f"--publish names the host port {port['host_port']}/{port['protocol']} twice")
         taken.add(key)
-    options.add_hosts = [values.add_host(text) for text in _list(given, "add-host")]
+    for text in _list(given, "add-host"):
+        from pycontain.network.names import check_hostname, parse_add_host
+
+        name, _, address = text.partition(":")
+        if address == "host-gateway":
+            check_hostname(name)
+        else:
+            parse_add_host(text)
+        options.add_hosts.append(text)
     options.dns = [values.check_address("dns", text, text) for text in _list(given, "dns")]
     if network != "bridge" and options.ports:
         raise PycontainError(

@@ -36,7 +36,9 @@ def read_profile(path: str) -> dict[str, Any]:
 
 def resolve_profile(profile: dict[str, Any], capabilities: set[str]) -> dict[str, Any]:
     """The OCI ``linux.seccomp`` object of a profile, for a container with these (bounding) capabilities."""
-    result = {key: profile[key] for key in ("defaultAction", "defaultErrnoRet", "flags") if key in profile}
+    result: dict[str, Any] = {
+        key: profile[key] for key in ("defaultAction", "defaultErrnoRet", "flags") if key in profile
+    }
     machine = os.uname().machine
     if "archMap" in profile:
         wanted = f"SCMP_ARCH_{'X86_64' if machine == 'x86_64' else machine.upper()}"

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 _UNITS = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40, "p": 1 << 50}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?) ?([kmgtp]?)(?:i?b)?", re.ASCII | re.IGNORECASE)
 NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]+", re.ASCII)
-_HOSTNAME = re.compile(r"[a-zA-Z0-9_](?:[a-zA-Z0-9_.-]{0,62}[a-zA-Z0-9_])?", re.ASCII)
 _NUMBER = re.compile(r"-?\d{1,18}", re.ASCII)
 _MOST_FILE_BYTES = 1 << 20
 
@@ -153,53 +152,6 @@ def labels(entries: Sequence[str]) -> dict[str, str]:
     return result
 
 
-def publish(text: str) -> list[dict[str, object]]:
-    """``[ip:]host:container[/protocol]``, or ranges → [{ip, host, container, protocol}]; host 0: any free."""
-    example = "8080:80"
-    body, _, protocol = text.partition("/")
-    protocol = protocol or "tcp"
-    if protocol not in ("tcp", "udp"):
-        raise wrong("publish", text, f'the protocol "{protocol}" is not tcp or udp', example)
-    address = ""
-    if body.startswith("["):
-        address, bracket, body = body[1:].partition("]:")
-        if not bracket:
-            raise wrong("publish", text, "no ]: after the IPv6 address", "[::1]:8080:80")
-    else:
-        head, colon, tail = body.rpartition(":")
-        before, inner, host = head.rpartition(":")
-        if colon and inner:
-            address, body = before, f"{host}:{tail}"
-    if address:
-        check_address("publish", text, address)
-    host, colon, container = body.rpartition(":")
-    inside = _ports(text, container)
-    if not colon or not host:
-        outside = [0] * len(inside)
-    else:
-        outside = _ports(text, host)
-    if len(outside) != len(inside):
-        raise wrong("publish", text, f"{len(outside)} host ports for {len(inside)} container ports", "8080-8081:80-81")
-    return [
-        {"ip": address, "host": outer, "container": inner_port, "protocol": protocol}
-        for outer, inner_port in zip(outside, inside, strict=True)
-    ]
-
-
-def _ports(text: str, part: str) -> list[int]:
-    low, dash, high = part.partition("-")
-    ends = []
-    for end in (low, high) if dash else (low,):
-        if not re.fullmatch(r"\d{1,9}", end, re.ASCII):
-            raise wrong("publish", text, f'"{end}" is not a port', "8080:80")
-        if not 1 <= int(end) <= 65535:
-            raise wrong("publish", text, f"port {end} is out of range (1 to 65535)", "8080:80")
-        ends.append(int(end))
-    if ends[0] > ends[-1]:
-        raise wrong("publish", text, f"the range {part} runs backwards", "8080-8081:80-81")
-    return list(range(ends[0], ends[-1] + 1))
-
-
 def check_address(option: str, text: str, address: str) -> str:
     """``address`` if it is an IPv4 or IPv6 address as inet_pton(3) reads it."""
     import socket
@@ -210,29 +162,7 @@ def check_address(option: str, text: str, address: str) -> str:
         except (OSError, ValueError):
             continue
         return address
-    raise wrong(
-        option, text, f'"{address}" is not an address', "127.0.0.1:8080:80" if option == "publish" else "192.0.2.1"
-    )
-
-
-def add_host(text: str) -> str:
-    """``name:address`` (docker's newer ``name=address`` too), as ``name:address``."""
-    separator = "=" if "=" in text else ":"
-    name, found, address = text.partition(separator)
-    if not found or not name or not address:
-        raise wrong("add-host", text, "not NAME:ADDRESS", "db:192.0.2.7")
-    if any(character.isspace() for character in name):
-        raise wrong("add-host", text, "the name contains white space", "db:192.0.2.7")
-    if address != "host-gateway":
-        check_address("add-host", text, address.removeprefix("[").removesuffix("]"))
-    return f"{name}:{address}"
-
-
-def hostname(text: str) -> str:
-    """sethostname(2) takes 64 bytes; what is not a name would be a line of its own in /etc/hosts."""
-    if not _HOSTNAME.fullmatch(text):
-        raise wrong("hostname", text, "not a host name (letters, digits, dots and dashes, at most 64)", "web")
-    return text
+    raise wrong(option, text, f'"{address}" is not an address', "192.0.2.1")
 
 
 def container_name(text: str) -> str:
@@ -270,13 +200,6 @@ def device(text: str) -> dict[str, str]:
     if not re.fullmatch(r"[rwm]{1,3}", permissions):
         raise wrong("device", text, f'"{permissions}" is not made of r, w and m', "/dev/fuse:/dev/fuse:rw")
     return {"host": host, "container": absolute("device", text, container, "/dev/fuse"), "permissions": permissions}
-
-
-def platform(text: str) -> str:
-    """``os/arch[/variant]``; the images' room compares it."""
-    if not re.fullmatch(r"[a-z0-9]+/[a-z0-9_]+(/[a-z0-9.]+)?", text):
-        raise wrong("platform", text, "not OS/ARCH[/VARIANT]", "linux/amd64")
-    return text
 
 
 def log_options(entries: Sequence[str]) -> dict[str, int]:

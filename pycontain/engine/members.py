@@ -1,0 +1,53 @@
+"""Containers on the bridge reach each other by name: the hosts files of all of them, kept true."""
+
+from __future__ import annotations
+
+import os
+
+from pycontain.engine import files
+from pycontain.network import names
+from pycontain.runtime.errors import NotFound, PycontainError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from pycontain.engine import Engine
+    from pycontain.engine.containers import Container
+
+
+def refresh(engine: Engine, starting: Container | None = None) -> list[str]:
+    """Write who is there into every member's hosts file; what could not be written, in words.
+
+    Called after a lease was taken (``starting`` is not on record as running yet), given back, or a name changed.
+    """
+    root = os.path.join(engine.data, "network")
+    files.make_directory(root)
+    # The list is made under the lock, so that an older one never overwrites a newer one.
+    with files.Lock(os.path.join(root, "members.lock")):
+        members = []
+        for identifier, address in engine.network.leases().items():
+            if starting is not None and identifier == starting.id:
+                container = starting
+            else:
+                try:
+                    container = engine.containers.load(identifier)
+                except (NotFound, PycontainError):
+                    continue
+            if os.path.exists(container.path("hosts")):
+                members.append(_member(container, address))
+        return names.refresh(os.path.join(root, engine.network.name), members)
+
+
+def _member(container: Container, address: str) -> names.Member:
+    aliases = [container.id[:12], str(container.record.get("hostname") or "")]
+    name = container.name
+    try:
+        names.check_hostname(name)
+    except PycontainError:
+        name = container.id[:12]  # a container's name may be what no host's name can be ("web-")
+    return names.Member(
+        container.id,
+        name,
+        address,
+        container.path("hosts"),
+        tuple(alias for alias in aliases if alias and alias != name),
+    )

@@ -10,8 +10,8 @@ def run(bundle: str) -> float:
     import pycontain
 
     start = time.perf_counter()
-    status = pycontain.run(bundle=bundle)
+    result = pycontain.run(bundle=bundle)
     spent = (time.perf_counter() - start) * 1000
-    if status != 0:
-        raise RuntimeError(f"pycontain.run(bundle={bundle!r}): exit status {status}")
+    if result.exit_code != 0:
+        raise RuntimeError(f"pycontain.run(bundle={bundle!r}): exit status {result.exit_code}: {result.stderr!r}")
     return spent

@@ -96,7 +96,8 @@ def may_import(name: str, other: str) -> bool:
             return within(other, room, *GROUND)
     if within(name, "pycontain.engine"):
         rooms = ("pycontain.engine", "pycontain.images", "pycontain.network", "pycontain.runtime")
-        return within(other, *rooms) and not within(other, "pycontain.runtime.main")
+        # The package itself holds the version and where the code is; its other names are faces, and lazy.
+        return other == "pycontain" or (within(other, *rooms) and not within(other, "pycontain.runtime.main"))
     # What is left is a face.
     return other == "pycontain" or within(other, "pycontain.engine", "pycontain.runtime.errors", *FACES)
 

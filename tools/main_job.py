@@ -21,7 +21,7 @@ COMMAND = os.path.join(os.path.dirname(sys.executable), "pycontain")
 # v1 shows the limit in a directory of the controller's own.
 SCRIPT = """
 . /etc/os-release; echo "system:       $PRETTY_NAME"
-echo "pid 1:        $(tr '\\0' ' ' </proc/1/cmdline | cut -c1-20)..."
+echo "pid 1:        $(tr '\\0\\n' '  ' </proc/1/cmdline | cut -c1-24)..."
 echo "address:      $(ip -4 -o addr show eth0 | awk '{print $4}')"
 cat /sys/fs/cgroup/memory.max /sys/fs/cgroup/memory/memory.limit_in_bytes 2>/dev/null |
     sed 's/^/memory limit: /; s/$/ bytes/'

@@ -180,8 +180,11 @@ class Network:
             if configuration is not None:
                 with Netlink() as kernel:
                     present = links.ports_of(kernel, configuration.bridge)
-                for orphan in present - {record.link for record in files.records()}:
+                records = files.records()
+                for orphan in present - {record.link for record in records}:
                     links.detach(orphan)
+                if not records:
+                    self._withdraw(files, configuration)
         return freed
 
     def destroy(self) -> None:
@@ -224,6 +227,8 @@ class Network:
         """The new or renewed record, and whether an old one had ports."""
         for old in records:
             if old.container == container_id:
+                if old.ports:
+                    files.write_stamp(None)  # until the table is written, the leases do not tell what is in it
                 renewed = old._replace(name=name, ports=ports, taken=time.monotonic_ns())
                 files.replace(renewed)
                 return renewed, bool(old.ports)
@@ -266,10 +271,8 @@ class Network:
     def _drop(self, files: Directory, configuration: Configuration, records: list[Record]) -> None:
         """Take back published ports, and then the leases: nothing may lead to an address that can be leased again."""
         published = [record for record in records if record.ports]
-        for record in published:
-            files.replace(record._replace(ports=()))
-        if published:
-            self._ensure_firewall(files, configuration, changed=True)
+        if published or files.stamp() is None:
+            self._ensure_firewall(files, configuration, changed=True, without=records)
             for record in published:
                 nft.forget_connections(record.address)
         for record in records:
@@ -345,12 +348,14 @@ class Network:
                 links.reattach(kernel, record.link, bridge)
 
     def _ensure_firewall(
-        self, files: Directory, configuration: Configuration, *, changed: bool, new: Record | None = None
+        self, files: Directory, configuration: Configuration, *, changed: bool, new: Record | None = None,
+        without: Collection[Record] = (),
     ) -> Stamp:
         """Bring the table and the admissions up to date where anything changed: our ports, or anybody's rules.
 
-        The whole table is written, unless the ports of a ``new`` lease are all that changed: a transaction that only
-        adds is several times faster, since the kernel need not wait until nobody uses what it removes.
+        ``without`` are leases about to go, whose ports are left out. The whole table is written, unless the ports of a
+        ``new`` lease are all that changed: a transaction that only adds is several times faster, since the kernel need
+        not wait until nobody uses what it removes.
         """
         boot, namespace, legacy = boot_id(), namespace_id(), firewall.legacy_tables()
         before = nft.generation()
@@ -361,7 +366,8 @@ class Network:
         if old is not None and known and not changed and (new is None or not new.ports):
             return old
         # The newest first: where a dead container's lease still names a port that a new one holds, the new one has it.
-        records = [record for record in reversed(files.records()) if record.ports]
+        gone = {record.address for record in without}
+        records = [record for record in reversed(files.records()) if record.ports and record.address not in gone]
         others = [port for record in records if new and record.address != new.address for port in record.ports]
         clash = new is not None and any(port.conflicts(other) for port in new.ports for other in others)
         if new is not None and known and not changed and not clash:

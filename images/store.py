@@ -341,9 +341,10 @@ class Store:
                 freed += _remove_file(path)
                 continue
             # By fd, because a path inside a layer may fill PATH_MAX on its own.
-            for _, _, files, fd in os.fwalk(path):
-                for file in files:
-                    freed += _remove_file(file, fd)
+            with suppress(FileNotFoundError):
+                for _, _, files, fd in os.fwalk(path):
+                    for file in files:
+                        freed += _remove_file(file, fd)
             shutil.rmtree(path, ignore_errors=True)
         return freed
 

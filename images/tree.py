@@ -24,7 +24,7 @@ PRIVATE_XATTR = "trusted.overlay."
 # The host's policy, not the image's: never copied.
 HOST_XATTRS = ("security.selinux", "system.nfs4_acl")
 _MAX_LINKS = 255
-_MAX_DEPTH = 1000
+_MAX_DEPTH = 300  # of real directories, whatever links lead to them; rmtree goes down by recursion
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _INSIDE = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS
 

@@ -277,6 +277,7 @@ def test_everything_about_a_file_arrives(tmp_path: Path, store: Store) -> None:
         file("f", b"data", mode=0o6755, uid=4_000_000_000, gid=70_000, mtime_ns=1_500_000_000_123_456_789),
         file("cap", b"", mode=0o755, xattrs={"security.capability": CAP, "user.x": bytes(range(256))}),
         symlink("s", "nowhere", uid=5, mtime_ns=7 * 10**9),
+        file("mac", b"", xattrs={"com.apple.provenance": b"1", "security.selinux": b"theirs", "user.kept": b"1"}),
         entry("p", "fifo", mode=0o622),
         directory("t", mode=0o1777, mtime_ns=3 * 10**9),
         file("t/inside", b""),
@@ -287,6 +288,7 @@ def test_everything_about_a_file_arrives(tmp_path: Path, store: Store) -> None:
     assert (stat.S_IMODE(found.st_mode), found.st_uid, found.st_gid) == (0o6755, 4_000_000_000, 70_000)
     assert found.st_mtime_ns == 1_500_000_000_123_456_789
     assert os.getxattr(lower / "cap", "security.capability") == CAP
+    assert os.listxattr(lower / "mac") == ["user.kept"]
     assert os.getxattr(lower / "cap", "user.x") == bytes(range(256))
     assert (os.lstat(lower / "s").st_uid, os.lstat(lower / "s").st_mtime) == (5, 7)
     assert stat.S_ISFIFO(os.lstat(lower / "p").st_mode) and stat.S_IMODE(os.lstat(lower / "p").st_mode) == 0o622

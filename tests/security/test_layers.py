@@ -8,6 +8,7 @@ from __future__ import annotations
 import gzip
 import os
 import resource
+import shutil
 import stat
 import zlib
 from collections.abc import Iterator
@@ -133,6 +134,17 @@ def test_a_loop_of_links_ends(store: Store, decoy: Path) -> None:
     nothing_left(store)
     (twin,) = unpacked(store, [symlink("a", "b"), symlink("b", "a"), file("c/f", b"x")])
     assert os.readlink(twin / "a") == "b"
+
+
+def test_links_do_not_lead_deeper_than_a_name_could(store: Store, decoy: Path) -> None:
+    """Each name is short enough, but the directory behind it is deep: what is made must be removable."""
+    deep = "/".join(["d"] * 250)
+    items = [directory(deep), symlink("l", deep), file("l/" + "/".join(["e"] * 100), b"x")]
+    assert refused(store, items).endswith(f"the symbolic links on the way to 'l{'/e' * 99}' lead too deep")
+    nothing_left(store)
+    (twin,) = unpacked(store, [directory(deep), symlink("l", deep), file("l/e/e", b"x")])
+    assert (twin / deep / "e/e").read_bytes() == b"x"
+    shutil.rmtree(twin)
 
 
 def test_a_link_replaced_by_a_directory_and_back(store: Store, decoy: Path) -> None:

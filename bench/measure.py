@@ -28,6 +28,7 @@ class Series:
             "name": self.name,
             "rounds": len(ordered),
             "median_ms": round(self.median, 3),
+            "best_ms": round(ordered[0], 3),
             "p10_ms": round(ordered[len(ordered) // 10], 3),
             "p90_ms": round(ordered[len(ordered) * 9 // 10], 3),
         }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import shutil
@@ -132,6 +133,12 @@ def suite(ours: str, rounds: int, view: str, warm: Callable[[str], float] | None
         ]
         absent = {runtime.name: why for runtime in runtimes if (why := works(runtime)) is not None}
         runtimes = [runtime for runtime in runtimes if runtime.name not in absent]
+        if warm is not None:
+            try:
+                warm(f"{folder}/bundle")
+            except Exception as error:  # whatever it is: it is a contender less, not the end of the bench
+                absent["pycontain warm"] = f"{type(error).__name__}: {error}"
+                warm = None
         timings: list[Result] = []
 
         def discipline(name: str, contenders: dict[str, Callable[[], float]]) -> None:
@@ -142,7 +149,7 @@ def suite(ours: str, rounds: int, view: str, warm: Callable[[str], float] | None
         try:
             runs = {runtime.name: runtime.run for runtime in runtimes}
             if warm is not None:
-                runs["pycontain warm"] = lambda: warm(f"{folder}/bundle")
+                runs["pycontain warm"] = functools.partial(warm, f"{folder}/bundle")
             discipline("run", runs)
             discipline("create start delete", {runtime.name: runtime.create_start_delete for runtime in runtimes})
             peak = f"{folder}/peak"

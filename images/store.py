@@ -24,7 +24,7 @@ import secrets
 import shutil
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any, BinaryIO
 
 from pycontain.images.compression import Source
@@ -310,10 +310,8 @@ class Store:
         return check_digest(used)[1]
 
     def _discard(self, path: str) -> None:
-        try:
+        with suppress(FileNotFoundError):
             os.rename(path, os.path.join(self.root, "trash", secrets.token_hex(16)))
-        except FileNotFoundError:
-            pass
 
     def _discard_unlocked(self, path: str) -> bool:
         """Discard unless a living process holds its flock; renamed while locked here, so nobody starts to use it."""

@@ -302,6 +302,32 @@ def test_parts_of_two_minds_have_one_more_chance(server: Hostile, store: Store) 
     assert notes[-1] == f"{digest}: the resumed content does not match, fetched again from its start"
 
 
+def test_what_an_earlier_pull_left_may_be_bad(server: Hostile, store: Store) -> None:
+    image = server.add(tiny_image(layers=1))
+    layer, digest = image.layers[0], sha256(image.layers[0])
+    left = Path(store.root, "ingest", digest.replace(":", "-"))
+    left.write_bytes(bytes(1000))
+    get(store, server)
+    assert [request.headers.get("range") for request in server.asked(digest)] == ["bytes=1000-", None]
+    left.write_bytes(layer)
+    Path(store.path(digest)).unlink()
+    server.requests.clear()
+    get(store, server)
+    assert server.asked(digest) == []  # it was all there, only its verification was missing
+
+
+@pytest.mark.parametrize("answer", [Answer(404), Answer(403), Answer(206, b"x", {"Content-Range": "bytes 9-9/10"})])
+def test_what_cannot_be_finished_is_not_kept(server: Hostile, store: Store, answer: Answer) -> None:
+    """Only a network that fails leaves something to resume."""
+    image = server.add(tiny_image(layers=1))
+    digest = sha256(image.layers[0])
+    server.on(digest, half(image.layers[0]), times=1)
+    server.on(digest, answer)
+    with pytest.raises(PycontainError):
+        get(store, server, settings=Settings(attempts=2))
+    assert fixture.partial(store.root) == {}
+
+
 # Retry
 
 

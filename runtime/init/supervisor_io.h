@@ -421,15 +421,15 @@ static void console_read(void)
 	char text[64];
 	union { struct cmsghdr align; char space[CMSG_SPACE(sizeof(int))]; } rights;
 	struct iovec part = { text, sizeof text };
-	struct msghdr message = { .msg_iov = &part, .msg_iovlen = 1, .msg_control = &rights, .msg_controllen = sizeof rights };
-	struct cmsghdr *c;
+	struct msghdr message = { .msg_iov = &part, .msg_iovlen = 1, .msg_control = &rights, .msg_controllen = CMSG_LEN(sizeof(int)) };
+	ssize_t n = recvmsg(console, &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+	struct cmsghdr *c = CMSG_FIRSTHDR(&message);
 	int fd;
 
-	if (recvmsg(console, &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC) < 0 && errno == EAGAIN)
+	if (n < 0 && errno == EAGAIN)
 		return;
 	close_fd(&console);
-	c = CMSG_FIRSTHDR(&message);
-	if (!c || c->cmsg_type != SCM_RIGHTS || c->cmsg_len != CMSG_LEN(sizeof fd))
+	if (n <= 0 || !c || c->cmsg_type != SCM_RIGHTS || c->cmsg_len != CMSG_LEN(sizeof fd))
 		return;
 	memcpy(&fd, CMSG_DATA(c), sizeof fd);
 	if (!isatty(fd) || fcntl(fd, F_SETFL, O_RDWR | O_NONBLOCK) < 0) {

@@ -486,6 +486,8 @@ def login(
         except PycontainError as error:
             error.message = f"log in to {registry}: {error.message}"
             error.args = (error.message,)
+            if not isinstance(error, RegistryUnreachable):
+                error.hint = None  # "log in" is no advice here
             raise
     return CredentialFile.find(settings.environ).put(registry, credential)
 

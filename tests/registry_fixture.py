@@ -453,6 +453,15 @@ class Network(Dialer):
         return super().connect(family, address, timeout)
 
 
+class NoHub(Network):
+    """Only this machine; the hub cannot be reached, whatever network there is."""
+
+    def resolve(self, host: str, port: int) -> list[tuple[int, Any]]:
+        if host != "localhost":
+            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+        return super().resolve("127.0.0.1", port)
+
+
 class Proxy:
     """An http proxy that finds every host on 127.0.0.1; ``heads`` is what it was sent, ``status`` what it answers."""
 

@@ -300,6 +300,7 @@ def test_plain_http_on_loopback_without_a_password(tmp_path: Path, store: Store)
         started = time.monotonic()
         assert get(store, plain, Settings(), "library/alpine:latest").descriptor.digest == image.digest
         mirrored = Settings({"docker.io": RegistrySettings(mirrors=(f"http://{plain.host}",))})
-        manifest = pull(store, parse("alpine"), platform=AMD64, settings=mirrored, pace=FAST)
+        dialer = fixture.NoHub()
+        manifest = pull(store, parse("alpine"), platform=AMD64, settings=mirrored, pace=FAST, dialer=dialer)
         assert manifest.descriptor.digest == image.digest
         assert time.monotonic() - started < 10

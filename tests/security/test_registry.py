@@ -28,7 +28,7 @@ from pycontain.images.settings import RegistrySettings, Settings
 from pycontain.images.store import Store
 from pycontain.runtime.errors import PycontainError
 from tests import registry_fixture as fixture
-from tests.registry_fixture import Answer, Hostile, Image, Network, Request, descriptor, head, sha256, tiny_image
+from tests.registry_fixture import Answer, Hostile, Image, Network, NoHub, Request, descriptor, head, sha256, tiny_image
 
 FAST = Pace(base=0.001, cap=0.002, longest=1)
 AMD64 = Platform("linux", "amd64")
@@ -549,13 +549,6 @@ def test_a_mirror_does_not_get_the_hubs_password(server: Hostile, store: Store, 
     server.add(tiny_image(layers=1), tag="latest")
     server.on("/v2/", Answer(401, headers={"WWW-Authenticate": "Basic"}), times=2)
     settings = {"docker.io": RegistrySettings(mirrors=(f"http://{server.host}",))}
-
-    class NoHub(Network):
-        def resolve(self, host: str, port: int) -> list[tuple[int, Any]]:
-            if host == "registry-1.docker.io":
-                raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
-            return super().resolve("127.0.0.1", port)
-
     refused(store, "alpine:latest", NoHub(), registries=settings, environ=logged_in(tmp_path, "docker.io"))
     assert server.requests
     assert not heard_secret(server)

@@ -258,6 +258,7 @@ def test_login_is_tried_and_then_kept(server: Hostile, store: Store, tmp_path: P
     assert str(caught.value) == (
         f"log in to {server.host}: {server.host} refuses the password of user 'bob' (401 unauthorized)"
     )
+    assert caught.value.hint is None
     assert not (tmp_path / ".docker").exists()
 
     assert login(f"https://{server.host}/", "bob", "sesame", settings=settings, pace=FAST) == str(

@@ -6,7 +6,6 @@ import io
 import json
 import re
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -28,7 +27,7 @@ from pycontain.images.settings import RegistrySettings, Settings
 from pycontain.images.store import Store
 from pycontain.runtime.errors import NotFound, PycontainError
 from tests import registry_fixture as fixture
-from tests.registry_fixture import Answer, Hostile, descriptor, head, make_image, sha256, tiny_image, visible
+from tests.registry_fixture import Answer, Hostile, NoHub, descriptor, head, make_image, sha256, tiny_image, visible
 
 FAST = Pace(base=0.001, cap=0.002, longest=5)
 AMD64 = Platform("linux", "amd64")
@@ -439,15 +438,6 @@ def test_heavy_modules_wait_until_they_are_needed() -> None:
 
 def mirrored(*mirrors: str, **more: Any) -> Settings:
     return Settings({"docker.io": RegistrySettings(mirrors=mirrors)}, **more)
-
-
-class NoHub(fixture.Network):
-    """The hub cannot be reached, whatever the machine's own network is."""
-
-    def resolve(self, host: str, port: int) -> list[tuple[int, Any]]:
-        if host == "registry-1.docker.io":
-            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
-        return super().resolve("127.0.0.1" if host == "localhost" else host, port)
 
 
 def test_a_mirror_serves_the_hub(server: Hostile, store: Store) -> None:

@@ -62,7 +62,7 @@ def ensure_layers(
 def rootfs(container_dir: str, lowers: Sequence[str], *, volatile: bool = False) -> dict[str, Any]:
     """The overlay of a container: ``upper`` and ``work`` are made in its directory, where they are missing.
 
-    The upper directory is the root that the container sees, so it gets the owner, mode and attributes of the image's.
+    The upper directory is the root that the container sees, so it looks like the image's in every attribute.
     ``volatile`` lets the kernel skip every sync: for containers that do not outlive their run.
     """
     upper, work = os.path.join(container_dir, "upper"), os.path.join(container_dir, "work")
@@ -74,7 +74,9 @@ def rootfs(container_dir: str, lowers: Sequence[str], *, volatile: bool = False)
             os.makedirs(making, 0o700, exist_ok=True)
             with ExitStack() as stack:
                 source, target = _open(lowers[0], stack), _open(making, stack)
-                copy_attributes(source, target, os.fstat(source))
+                found = os.fstat(source)
+                copy_attributes(source, target, found)
+                os.utime(target, ns=(found.st_mtime_ns, found.st_mtime_ns))
             os.rename(making, upper)
     return {"kind": "overlay", "lower": list(lowers), "upper": upper, "work": work, "volatile": volatile}
 

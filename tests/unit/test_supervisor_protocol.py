@@ -19,7 +19,7 @@ import pytest
 
 from pycontain.engine import attach, supervise
 from pycontain.runtime.errors import Conflict, NotFound, PycontainError, Unsupported
-from tests.supervisor_fixture import Case, frame, hello, read_frame, until
+from tests.supervisor_fixture import Case, frame, hello, read_frame
 
 SOURCE = Path(supervise.__file__).parents[2] / "runtime/init/supervisor.c"
 HEADER = SOURCE.with_name("supervisor_io.h")

@@ -138,6 +138,16 @@ def test_nobody_listens(store: Store) -> None:
     assert said == f"connect to 127.0.0.1:{port}: ECONNREFUSED (connection refused)"
 
 
+def test_trying_again_does_not_outlast_the_limit(store: Store) -> None:
+    """All tries to reach a registry are within connect_timeout, so that whoever has another plan gets on with it."""
+    name = f"127.0.0.1:{fixture.free_port()}/x:1"
+    started = time.monotonic()
+    with pytest.raises(RegistryUnreachable):
+        settings = Settings(attempts=20, connect_timeout=0.5)
+        pull(store, parse(name), platform=AMD64, settings=settings, pace=Pace(base=0.2, cap=30))
+    assert time.monotonic() - started < 1
+
+
 def test_no_route(store: Store) -> None:
     class NoRoute(Network):
         def connect(self, family: int, address: Any, timeout: float) -> socket.socket:

@@ -23,7 +23,7 @@
 	OP(9, procfs, "")               \
 	OP(10, propagation, "su")       \
 	OP(11, root_bind, "s")          \
-	OP(12, root_overlay, "sss")     \
+	OP(12, root_overlay, "slsss")   \
 	OP(13, mount, "sssusu")         \
 	OP(14, bind, "ssu")             \
 	OP(15, attr, "suuuu")           \

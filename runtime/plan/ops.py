@@ -33,7 +33,7 @@ TABLE = {
     "procfs": (9, "", "open a private procfs"),
     "propagation": (10, "su", "set propagation of {0} to {1:#x}"),
     "root_bind": (11, "s", "take {0} as root file system"),
-    "root_overlay": (12, "sss", "mount overlay on {0} as root file system ({2}, below {1})"),
+    "root_overlay": (12, "slsss", "mount overlay on {0} as root file system: lower {1}, upper {2}, work {3}{4}"),
     "mount": (13, "sssusu", "mount {2} ({0}) on {1} with flags {3:#x}, data {4!r}"),
     "bind": (14, "ssu", "bind {0} on {1}"),
     "attr": (15, "suuuu", "set mount attributes of {0}: set {1:#x}, clear {2:#x}, propagation {3:#x}"),
@@ -114,4 +114,5 @@ def describe(op: Op) -> str:
     name, *values = op
     if name == "exec":
         return "execute " + " ".join(values[1]) + (" below a reaper" if values[3] & REAP else "")
-    return TABLE[name][2].format(*(len(v) if isinstance(v, bytes) else v for v in values))
+    shown = (len(v) if isinstance(v, bytes) else ":".join(v) if isinstance(v, list) else v for v in values)
+    return TABLE[name][2].format(*shown)

@@ -300,21 +300,8 @@ def _terminal(p: Plan, process: dict[str, Any], *, bind: bool) -> Op:
 
 
 def _overlay(rootfs: dict[str, Any]) -> Op:
-    """Lower directories relative to their common parent: mount(2) takes 4095 bytes of options."""
-    lower = rootfs["lower"]
-    for directory in (*lower, rootfs["upper"], rootfs["work"]):
-        if "," in directory or ":" in directory or "\\" in directory:
-            raise Unsupported(f"cannot mount overlay: the path {directory!r} has a comma, colon or backslash in it")
-    common = lower[0].rsplit("/", 1)[0] or "/"
-    while not all(directory.startswith(common + "/") for directory in lower):
-        common = common.rsplit("/", 1)[0]
-    relative = ":".join(directory[len(common) + 1 :] for directory in lower)
-    options = f"lowerdir={relative},upperdir={rootfs['upper']},workdir={rootfs['work']}"
-    if rootfs.get("volatile"):
-        options += ",volatile"
-    if len(options) > 4095:
-        raise Unsupported(f"cannot mount overlay of {len(lower)} layers: found {len(options)} bytes of options, the kernel takes 4095")
-    return ("root_overlay", rootfs["target"], common or "/", options)
+    extra = ",volatile" if rootfs.get("volatile") else ""
+    return ("root_overlay", rootfs["target"], rootfs["lower"], rootfs["upper"], rootfs["work"], extra)
 
 
 def _enter_root(p: Plan, spec: Spec, no_pivot: bool) -> None:

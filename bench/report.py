@@ -27,9 +27,8 @@ def facts(found: dict[str, Any]) -> str:
 
 def rows(suite: dict[str, Any]) -> Iterator[str]:
     peers = [peer for peer in PEERS if any(row["name"] == peer for row in suite["timings"])]
-    yield (
-        "| discipline | gap | contender | median ms | p10 to p90 | " + " | ".join(f"x {peer}" for peer in peers) + " |"
-    )
+    heads = ["discipline", "gap", "contender", "median ms", "best ms", "p10 to p90", *(f"x {peer}" for peer in peers)]
+    yield f"| {' | '.join(heads)} |"
     yield "|---|---|---|---:|---:|---:|" + "---:|" * len(peers)
     medians = {(row["discipline"], row["idle"], row["name"]): row["median_ms"] for row in suite["timings"]}
     for row in suite["timings"]:

@@ -114,10 +114,13 @@ def test_minors_go_up_to_twenty_bits() -> None:
     [
         ({"allow": True, "type": "x"}, "$.linux.resources.devices[1].type: found 'x', wanted a, b, c or u"),
         ({"allow": True, "major": -2}, "$.linux.resources.devices[1].major: found -2, wanted a device number or -1"),
-        ({"allow": 1, "minor": 2**31}, "$.linux.resources.devices[1].minor: found 2147483648, wanted a device number or -1"),
+        (
+            {"allow": True, "minor": 1 << 31},
+            "$.linux.resources.devices[1].minor: found 2147483648, wanted a device number or -1",
+        ),
         ({"allow": True, "access": "rx"}, "$.linux.resources.devices[1].access: found 'rx', wanted letters of rwm"),
     ],
-)  # fmt: skip
+)
 def test_rules_that_are_refused(rule: dict[str, Any], message: str) -> None:
     with pytest.raises(SpecError) as caught:
         compile_devices([{"allow": False}, rule])

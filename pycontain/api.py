@@ -68,7 +68,6 @@ if TYPE_CHECKING:
 
 
 _SEPARATORS = {"add-host": ":"}
-_READ = 65536
 
 
 class Result:
@@ -110,7 +109,9 @@ def run(
     if bundle is not None:
         if image is not None or args or options or input is not None:
             raise TypeError("run(bundle=...) takes everything from the bundle's config.json")
-        return _run_bundle(os.fspath(bundle), root, run_root)
+        from pycontain.engine import direct
+
+        return Result(*direct.run(_engine(root, run_root).runtime_root, os.fspath(bundle)))
     if image is None:
         raise TypeError("run() wants an image or a bundle")
     from pycontain.engine import run as running
@@ -326,57 +327,3 @@ def _texts(name: str, value: Any) -> list[str]:
     if hasattr(value, "items"):
         return [f"{key}{_SEPARATORS.get(name, '=')}{item}" for key, item in value.items()]
     return [str(item) for item in value]
-
-
-def _run_bundle(bundle: str, root: str | None, run_root: str | None) -> Result:
-    """Straight through the runtime: nothing is imported that a warm process has not, and one process is started."""
-    from pycontain.runtime import lifecycle
-
-    engine = _engine(root, run_root)
-    identifier = f"run-{os.urandom(16).hex()}"
-    state = engine.runtime_root
-    ends: list[int] = []
-    try:
-        null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
-        ends.append(null)
-        ends += os.pipe2(os.O_CLOEXEC)
-        ends += os.pipe2(os.O_CLOEXEC)
-        running = lifecycle.create(identifier, bundle, root=state, stdio=(null, ends[2], ends[4]), listen=False)
-        try:
-            running.start()
-        except BaseException:
-            lifecycle.delete(identifier, root=state, force=True)
-            running.wait()
-            raise
-        for position in (0, 2, 4):
-            os.close(ends[position])
-            ends[position] = -1
-        output = _drain(ends[1], ends[3])
-        status = running.wait()
-        oom = status == 137 and lifecycle.stats(identifier, root=state).get("oom_kills", 0) > 0
-        lifecycle.delete(identifier, root=state, force=True)
-        return Result(status, output[0], output[1], oom)
-    finally:
-        for fd in ends:
-            if fd >= 0:
-                os.close(fd)
-
-
-def _drain(first: int, second: int) -> tuple[bytes, bytes]:
-    """Everything that is written to two pipes, until both are closed."""
-    from select import POLLHUP, POLLIN, poll
-
-    poller = poll()
-    chunks: dict[int, list[bytes]] = {first: [], second: []}
-    for fd in chunks:
-        poller.register(fd, POLLIN | POLLHUP)
-    left = 2
-    while left:
-        for fd, _ in poller.poll():
-            data = os.read(fd, _READ)
-            if data:
-                chunks[fd].append(data)
-            else:
-                poller.unregister(fd)
-                left -= 1
-    return b"".join(chunks[first]), b"".join(chunks[second])

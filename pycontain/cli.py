@@ -71,6 +71,12 @@ def _call(parsed: Parsed) -> int:
         text = help_texts.command_help(parsed.command) if parsed.command is not None else help_texts.program_help()
         (sys.stdout if parsed.wants_help else sys.stderr).write(text)
         return 0 if parsed.wants_help else 125
+    if os.geteuid() != 0 and parsed.command.group == "containers":
+        raise PycontainError(
+            f'"pycontain {parsed.command.name}" wants root: user namespaces are not built yet '
+            f"(found user {os.geteuid()})",
+            hint=f"sudo pycontain {parsed.command.name} ...",
+        )
     from importlib import import_module
 
     from pycontain.engine import Engine

@@ -29,20 +29,18 @@ def warn(text: str) -> None:
     say(f"pycontain: warning: {text}")
 
 
-def _pulling(name: str) -> None:
-    say(f"pulling {name}")
-
-
 def run(engine: Engine, values: Values) -> int:
     from pycontain.engine import options as reading
     from pycontain.engine import run as running
 
     options = reading.read(values["IMAGE"], values["ARG"], values)
     if options.detach:
-        print(running.run_detached(engine, options, pulling=_pulling, warn=warn))
+        print(running.run_detached(engine, options, progress=sys.stderr, warn=warn))
         return 0
     _terminal_wanted(options.terminal, options.interactive)
-    status, _ = running.run(engine, options, pulling=_pulling, warn=warn, attach=_foreground(engine, values), oom=_oom)
+    status, _ = running.run(
+        engine, options, progress=sys.stderr, warn=warn, attach=_foreground(engine, values), oom=_oom
+    )
     return status
 
 
@@ -109,7 +107,7 @@ def create(engine: Engine, values: Values) -> int:
     from pycontain.engine import options as reading
     from pycontain.engine import run as running
 
-    container = running.create(engine, reading.read(values["IMAGE"], values["ARG"], values), pulling=_pulling)
+    container = running.create(engine, reading.read(values["IMAGE"], values["ARG"], values), progress=sys.stderr)
     container.lock.release()
     print(container.id)
     return 0

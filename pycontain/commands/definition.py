@@ -478,7 +478,7 @@ COMMANDS: tuple[Command, ...] = (
         group="images",
         arguments=(
             Argument("FILE", "the archive, or - for standard input", complete="file"),
-            Argument("IMAGE", "the image's name", count="?"),
+            Argument("IMAGE", "the image's name"),
         ),
         examples=(("from a minirootfs", "pycontain import alpine-minirootfs.tar.gz alpine:local"),),
     ),

@@ -54,7 +54,7 @@ def load(engine: Engine, values: Values) -> int:
 
     if "input" not in values and sys.stdin.isatty():
         raise PycontainError("standard input is a terminal, not an archive", hint="pycontain load -i FILE")
-    for name in images.load(engine, values.get("input"), sys.stdin.buffer):
+    for name in images.load(engine, values.get("input") or sys.stdin.buffer):
         if not values.get("quiet"):
             print(f"Loaded image: {name}")
     return 0
@@ -65,16 +65,15 @@ def save(engine: Engine, values: Values) -> int:
 
     if "output" not in values and sys.stdout.isatty():
         raise PycontainError("standard output is a terminal", hint="pycontain save -o FILE IMAGE")
-    images.save(
-        engine, values["IMAGE"], values.get("output"), sys.stdout.buffer, str(values.get("format", "docker-archive"))
-    )
+    target = values.get("output") or sys.stdout.buffer
+    images.save(engine, values["IMAGE"], target, str(values.get("format", "docker-archive")))
     return 0
 
 
 def import_(engine: Engine, values: Values) -> int:
     from pycontain.engine import images
 
-    print(images.import_tar(engine, values["FILE"], values.get("IMAGE"), sys.stdin.buffer))
+    print(images.import_tar(engine, sys.stdin.buffer if values["FILE"] == "-" else values["FILE"], values["IMAGE"]))
     return 0
 
 

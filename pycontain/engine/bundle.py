@@ -9,7 +9,7 @@ import time
 from pycontain.engine import files, mounts
 from pycontain.engine.options import Options
 from pycontain.runtime import jsontext, lifecycle
-from pycontain.runtime.errors import Conflict, KernelError, NotFound, PycontainError
+from pycontain.runtime.errors import Conflict, KernelError, NotFound, PycontainError, Unsupported
 from pycontain.runtime.plan import identity
 
 TYPE_CHECKING = False
@@ -182,6 +182,10 @@ def run_options(options: Options, hostname: str, user: identity.User | None = No
     from pycontain.images.config import RunOptions, capabilities
     from pycontain.runtime.kernel.cgroup import host_has_swap
 
+    known = _known_capabilities()
+    for name in options.cap_add:
+        if name != "ALL" and name not in known:
+            raise Unsupported(f"--cap-add {name}: pycontain itself does not have that capability", hint="capsh --print")
     namespaces = {"pid": options.pid_mode, "ipc": options.ipc_mode}
     if options.network == "host":
         namespaces["network"] = "host"
@@ -200,6 +204,7 @@ def run_options(options: Options, hostname: str, user: identity.User | None = No
         shm_size=options.shm_size,
         cap_add=options.cap_add,
         cap_drop=options.cap_drop,
+        known_capabilities=known,
         privileged=options.privileged,
         no_new_privileges=options.no_new_privileges,
         memory=options.memory,
@@ -214,6 +219,14 @@ def run_options(options: Options, hostname: str, user: identity.User | None = No
     )
     wishes.seccomp = _seccomp(options, capabilities(wishes))
     return wishes
+
+
+def _known_capabilities() -> list[str]:
+    """What this process may give away: its bounding set (capabilities(7)); more than that execve would refuse."""
+    with open("/proc/self/status", encoding="ascii", errors="replace") as file:
+        line = next(line for line in file if line.startswith("CapBnd:"))
+    mask = int(line.split()[1], 16)
+    return [name for name, number in identity.CAPS.items() if mask >> number & 1]
 
 
 def _seccomp(options: Options, caps: list[str]) -> dict[str, Any] | None:

@@ -12,8 +12,8 @@ from pycontain.runtime.errors import Conflict, NotFound, PycontainError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from typing import Any, TextIO
+    from collections.abc import Iterator
+    from typing import Any, BinaryIO, TextIO
 
     from pycontain.engine import Engine
     from pycontain.images.descriptor import Descriptor
@@ -119,23 +119,25 @@ def _any_platform(engine: Engine, name: str, descriptor: Descriptor) -> Image:
     raise NotFound(f"image {name} has no content")
 
 
-def resolve(
-    engine: Engine, text: str, *, platform: str | None, policy: str, pulling: Callable[[str], None] | None = None
-) -> Image:
+def resolve(engine: Engine, text: str, *, platform: str | None, policy: str, stream: TextIO | None = None) -> Image:
     """The image to run: the local one, pulled before where ``policy`` (missing, always, never) says so.
 
-    Call it under a pin. ``pulling`` is told the reference just before a pull.
+    Call it under a pin. A pull shows its progress on ``stream``. No image ever stands in for another.
     """
     if policy != "always":
         try:
             return find(engine, text, platform)
-        except NotFound as error:
-            if policy == "never" or (_ID.fullmatch(text) and len(text) == 64):
-                raise NotFound(error.message, hint=error.hint) from None
-    reference = references.parse(text)
-    if pulling is not None:
-        pulling(reference.familiar())
-    return pull(engine, text, platform=platform)
+        except NotFound:
+            if policy == "never" or len(text.removeprefix("sha256:")) == 64:
+                raise
+    try:
+        return pull_shown(engine, text, platform, stream)
+    except PycontainError as error:
+        if error.hint is None:
+            error.hint = (
+                f"an image that is on this machine already: pycontain load -i FILE, or pycontain import FILE {text}"
+            )
+        raise
 
 
 def pull(engine: Engine, text: str, *, platform: str | None = None, progress: Any = None) -> Image:
@@ -293,3 +295,30 @@ def logout(server: str) -> bool:
     from pycontain.images import registry, settings
 
     return registry.logout(server, settings=settings.load(os.environ))
+
+
+def load(engine: Engine, source: str | BinaryIO) -> list[str]:
+    """Add the images of an archive or layout (path or stream); their names."""
+    from pycontain.images import layout
+
+    with engine.images.pin():
+        return [reference.familiar() for reference in layout.load(engine.images, source)]
+
+
+def save(engine: Engine, names: list[str], target: str | BinaryIO, form: str) -> None:
+    """Write images to a file or a stream as ``form`` (docker-archive, oci-archive)."""
+    from pycontain.images import export
+
+    with engine.images.pin():
+        found = [find(engine, name) for name in names]
+        export.save(engine.images, [references.parse(image.reference) for image in found], target, form)
+
+
+def import_tar(engine: Engine, source: str | BinaryIO, name: str) -> str:
+    """Make an image of a root file system's archive; its id."""
+    from pycontain.images import layout
+
+    reference = references.parse(name)
+    with engine.images.pin():
+        layout.import_tar(engine.images, source, reference)
+        return find(engine, str(reference)).id

@@ -201,6 +201,13 @@ def realise(data: str, wishes: Sequence[dict[str, Any]]) -> list[dict[str, Any]]
 
     Raises NotFound where a ``--mount``'s source is missing, KernelError where a directory cannot be made.
     """
+    for wish in wishes:
+        # Before anything is made, so that nothing stays of a command that was refused.
+        if wish["type"] == "bind" and not wish["create"] and not os.path.exists(wish["source"]):
+            raise NotFound(
+                f'cannot mount "{wish["source"]}" at "{wish["target"]}": it does not exist',
+                hint=f"mkdir -p {wish['source']}",
+            )
     result = []
     for wish in wishes:
         wish = dict(wish)
@@ -211,14 +218,8 @@ def realise(data: str, wishes: Sequence[dict[str, Any]]) -> list[dict[str, Any]]
             # The container's own users enter it through their mount, never by this path.
             files.make_directory(os.path.dirname(path))
             files.make_directory(path, 0o755)
-        elif wish["type"] == "bind":
-            if wish["create"] and not os.path.lexists(wish["source"]):
-                files.make_directory(wish["source"], 0o755)
-            elif not os.path.exists(wish["source"]):
-                raise NotFound(
-                    f'cannot mount "{wish["source"]}" at "{wish["target"]}": it does not exist',
-                    hint=f"mkdir -p {wish['source']}",
-                )
+        elif wish["type"] == "bind" and wish["create"] and not os.path.lexists(wish["source"]):
+            files.make_directory(wish["source"], 0o755)
         result.append(wish)
     return result
 

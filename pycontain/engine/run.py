@@ -21,7 +21,7 @@ from pycontain.runtime.state import boot_id, start_time
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from typing import Any
+    from typing import Any, TextIO
 
     from pycontain.engine import Engine
     from pycontain.engine.images import Image
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     Say = Callable[[str], None]
 
 _LOG_SIZE, _LOG_FILES = 10_000_000, 3
-_OVERLAY_OPTIONS = {"volatile": False}
 
 
 class Started:
@@ -88,7 +87,7 @@ class Launcher:
             self.supervisor.close()
 
 
-def create(engine: Engine, options: Options, *, pulling: Say | None = None) -> Container:
+def create(engine: Engine, options: Options, *, progress: TextIO | None = None) -> Container:
     """A new container of an image, pulled where needed. It is locked: the caller starts it, or releases ``lock``.
 
     Raises NotFound (image), Conflict (name), and whatever pulling and unpacking raise; nothing is left behind then.
@@ -97,7 +96,7 @@ def create(engine: Engine, options: Options, *, pulling: Say | None = None) -> C
     from pycontain.images.config import command_line
 
     with engine.images.pin():
-        image = images.resolve(engine, options.image, platform=options.platform, policy=options.pull, pulling=pulling)
+        image = images.resolve(engine, options.image, platform=options.platform, policy=options.pull, stream=progress)
         _refuse_foreign(options, image)
         args = command_line(image.config, options.entrypoint, options.args)
         lowers = bundle.layers(engine, image)
@@ -152,6 +151,7 @@ def start(engine: Engine, container: Container, *, own: bool = False, warn: Say 
         teardown.remove_leftover(engine, container)
     opened: list[int] = []
     launcher: Launcher | None = None
+    owner: socket.socket | None = None
     lease = None
     try:
         from pycontain.engine import bundle, files
@@ -200,6 +200,8 @@ def start(engine: Engine, container: Container, *, own: bool = False, warn: Say 
     except BaseException as error:
         if launcher is not None:
             launcher.abort()
+        if owner is not None:
+            owner.close()
         container.state.update(status="created", pid=0, start_time=0)
         teardown.remove_leftover(engine, container)
         if isinstance(error, PycontainError):
@@ -226,7 +228,7 @@ def _plumbing(
         "pid_file": teardown.pid_file(container),
         "stdin": "pipe" if options.get("interactive") else "null",
         "log_path": container.path("log/container.log"),
-        "log_max_size": max(32768, int((options.get("log") or {}).get("max_size") or _LOG_SIZE)),
+        "log_max_size": int((options.get("log") or {}).get("max_size") or _LOG_SIZE),
         "log_max_files": int((options.get("log") or {}).get("max_file") or _LOG_FILES),
         "attach_listen_fd": listener,
         "teardown_argv": teardown_command(engine, container.id),
@@ -259,7 +261,7 @@ def run(
     engine: Engine,
     options: Options,
     *,
-    pulling: Say | None = None,
+    progress: TextIO | None = None,
     warn: Say | None = None,
     attach: Callable[[Started], Any],
     oom: Callable[[str, int], None] | None = None,
@@ -269,7 +271,7 @@ def run(
     ``attach`` moves the bytes and returns an `attach.Ended`; where that says detached, the container goes on alone.
     A container that could not be started is removed again. ``oom`` is told the name and the memory limit.
     """
-    container = create(engine, options, pulling=pulling)
+    container = create(engine, options, progress=progress)
     try:
         try:
             started = start(engine, container, own=True, warn=warn)
@@ -314,9 +316,9 @@ def follow(
     return int(ended.status)
 
 
-def run_detached(engine: Engine, options: Options, *, pulling: Say | None = None, warn: Say | None = None) -> str:
+def run_detached(engine: Engine, options: Options, *, progress: TextIO | None = None, warn: Say | None = None) -> str:
     """``run -d``: the container's id, when its program runs."""
-    container = create(engine, options, pulling=pulling)
+    container = create(engine, options, progress=progress)
     try:
         try:
             start(engine, container, warn=warn)

@@ -209,8 +209,8 @@ def log_options(entries: Sequence[str]) -> dict[str, int]:
         name, equals, value = entry.partition("=")
         if name == "max-size" and equals:
             result["max_size"] = size("log-opt", value, "max-size=10m")
-            if result["max_size"] < 1 << 12:
-                raise wrong("log-opt", entry, "too small (at least 4k)", "max-size=10m")
+            if result["max_size"] < 1 << 15:
+                raise wrong("log-opt", entry, "too small (at least 32k)", "max-size=10m")
         elif name == "max-file" and equals:
             result["max_file"] = number("log-opt", value, 1, 100, "max-file=3")
         else:

@@ -54,7 +54,7 @@ class Conflict(PycontainError):
 def errno_text(number: int) -> str:
     """``ENOENT (no such file or directory)`` for 2; the bare number where the C library knows no name."""
     import errno
-    from os import strerror
+    from posix import strerror
 
     name = errno.errorcode.get(number)
     if name is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import posix as os
 
 from pycontain.runtime.errors import KernelError, PycontainError
 from pycontain.runtime.jsontext import dump

@@ -7,12 +7,13 @@ directory first, with the cgroup's name in it; mounts live in the container's ow
 from __future__ import annotations
 
 import _socket
-import os
+import posix as os
 
 from pycontain.runtime import namespaces, spec
 from pycontain.runtime.errors import Conflict, KernelError, NotFound, PycontainError, SpecError
 from pycontain.runtime.jsontext import dump, parse
 from pycontain.runtime.kernel.cgroup import absolute, hierarchies, open_cgroup
+from pycontain.runtime.paths import is_directory, real
 from pycontain.runtime.plan.mounts import DEFAULT_DEVICES
 from pycontain.runtime.plan.ops import describe
 from pycontain.runtime.plan.plan import NAMESPACES, Plan, exec_plan, plan, read_plan
@@ -93,10 +94,10 @@ def _rootfs(config: dict[str, Any], bundle: str) -> dict[str, Any]:
     if path is None:
         raise SpecError("$.root.path", "found nothing, wanted a directory")
     path = path if path.startswith("/") else f"{bundle}/{path}"
-    if not os.path.isdir(path):
+    if not is_directory(path):
         raise SpecError("$.root.path", f"found {path!r}, which is not a directory")
     # The mount's parent is found by name: no links in the way.
-    return {"kind": "directory", "path": os.path.realpath(path)}
+    return {"kind": "directory", "path": real(path)}
 
 
 def _join_fds(cgroup: Cgroup) -> tuple[tuple[int, ...], bool, int]:
@@ -136,7 +137,7 @@ def create(
     Raises Conflict, SpecError, Unsupported, KernelError, PycontainError; nothing is left behind then.
     """
     check_id(id)
-    bundle = os.path.realpath(bundle)
+    bundle = real(bundle)
     raw = read_config(bundle)
     config = spec.check(parse(raw, f"{bundle}/config.json"))
     terminal = bool((config.get("process") or {}).get("terminal"))
@@ -283,7 +284,7 @@ def write_pid_file(path: str, pid: int) -> None:
 
 def read_config(bundle: str) -> bytes:
     """The bytes of a bundle's config.json. Raises NotFound with a hint."""
-    if not os.path.isdir(bundle):
+    if not is_directory(bundle):
         raise NotFound(f"bundle {bundle} does not exist", hint="--bundle PATH names a directory with a config.json")
     try:
         return read_bounded(f"{bundle}/config.json")

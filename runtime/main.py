@@ -5,7 +5,7 @@ A face of ``runtime`` alone. Its parser is this file's own thirty lines: argpars
 
 from __future__ import annotations
 
-import os
+import posix as os
 import sys
 
 from pycontain.runtime.errors import KernelError, PycontainError, SpecError, Unsupported
@@ -523,14 +523,14 @@ def _resume(root: str, options: dict[str, Any], words: list[str]) -> int:
 def _spec(root: str, options: dict[str, Any], words: list[str]) -> int:
     from pycontain.runtime.example import EXAMPLE
 
-    path = os.path.join(options.get("bundle", "."), "config.json")
+    path = f"{options.get('bundle', '.')}/config.json"
     try:
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
     except FileExistsError:
         raise PycontainError(f"cannot write {path}: it exists", hint=f"rm {path}") from None
     except OSError as error:
         raise KernelError(f"cannot write {path}", error.errno or 0) from None
-    with os.fdopen(fd, "w") as file:
+    with open(fd, "w") as file:
         file.write(pretty(EXAMPLE, "\t") + "\n")
     return 0
 

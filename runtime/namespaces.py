@@ -7,7 +7,7 @@ handlers: safe in a host with threads.
 from __future__ import annotations
 
 import _socket
-import os
+import posix as os
 from fcntl import F_ADD_SEALS, F_DUPFD_CLOEXEC, F_SEAL_GROW, F_SEAL_SEAL, F_SEAL_SHRINK, F_SEAL_WRITE, fcntl
 
 from pycontain.runtime import channel
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 _SEALS = F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE
-INIT = os.path.join(os.path.dirname(__file__), "init", "pycontain-init")
+INIT = f"{__file__.rpartition('/')[0]}/init/pycontain-init"
 _UNSHARED_SECONDS = 10
 
 

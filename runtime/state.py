@@ -6,11 +6,12 @@ between create and start, control.sock. The lock is flock(2) on the directory it
 
 from __future__ import annotations
 
-import os
+import posix as os
 from fcntl import LOCK_EX, flock
 
 from pycontain.runtime.errors import Conflict, KernelError, NotFound, PycontainError
 from pycontain.runtime.jsontext import dump, parse
+from pycontain.runtime.paths import make_directories
 from pycontain.runtime.spec import read_bounded
 
 TYPE_CHECKING = False
@@ -80,7 +81,7 @@ class Container:
         """A new directory in state "creating". Raises Conflict if the id is taken."""
         check_id(id)
         try:
-            os.makedirs(root, 0o700, exist_ok=True)
+            make_directories(root, 0o700)
             os.mkdir(f"{root}/{id}", 0o700)
         except FileExistsError:
             raise Conflict(

@@ -6,7 +6,7 @@ Main thread of a command only: it installs a SIGWINCH handler.
 from __future__ import annotations
 
 import _socket
-import os
+import posix as os
 import termios
 from _signal import SIGWINCH, signal
 from fcntl import ioctl

@@ -10,11 +10,12 @@ Start path: this module imports ``os`` alone. See ``docs/design/cgroups.md``, cg
 
 from __future__ import annotations
 
-import os
+import posix as os
 from errno import EACCES, EBUSY, EINVAL, ENODEV, ENOENT, ENOTEMPTY, EOPNOTSUPP, EPERM, EROFS
 from time import monotonic, sleep
 
 from pycontain.runtime.errors import Conflict, KernelError, SpecError, Unsupported
+from pycontain.runtime.paths import directory_of, is_directory, make_directories
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -230,7 +231,7 @@ class Cgroup:
 
     def exists(self) -> bool:
         """Whether a directory of this cgroup is there in any hierarchy."""
-        return any(os.path.isdir(directory) for directory in self.directories)
+        return any(is_directory(directory) for directory in self.directories)
 
     def create(self) -> None:
         """Make the cgroup, fresh, in every hierarchy; missing parents too.
@@ -256,7 +257,7 @@ class Cgroup:
         try:
             os.mkdir(directory, 0o755)
         except FileNotFoundError:
-            os.makedirs(os.path.dirname(directory), 0o755, exist_ok=True)
+            make_directories(directory_of(directory), 0o755)
             os.mkdir(directory, 0o755)
         except FileExistsError:
             pids = [pid for level in tree(directory) for pid in procs(level)]
@@ -380,7 +381,7 @@ def write_settings(settings: list[Setting]) -> None:
 def _refusal(setting: Setting, error: OSError) -> KernelError | Unsupported:
     where, file, value = setting
     if error.errno == ENOENT:
-        return Unsupported(f"{RESOURCES}{where}: this kernel has no {os.path.basename(file)} ({file})")
+        return Unsupported(f"{RESOURCES}{where}: this kernel has no {file.rpartition('/')[2]} ({file})")
     return KernelError(f"{RESOURCES}{where}: write {value!r} to {file}", error.errno or EINVAL)
 
 
@@ -468,7 +469,7 @@ def read_table(path: str) -> dict[str, int]:
 
 def tree(directory: str) -> Iterator[str]:
     """``directory`` and every cgroup below it, parents first; nothing if it is gone."""
-    if not os.path.isdir(directory):
+    if not is_directory(directory):
         return
     yield directory
     try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import posix as os
 from errno import EBUSY, EINVAL
 from time import monotonic, sleep
 
@@ -21,6 +21,7 @@ from pycontain.runtime.kernel.cgroup import (
     write,
     write_settings,
 )
+from pycontain.runtime.paths import directory_of, exists
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ class CgroupV1(Cgroup):
             settings.append(("memory.limit", self._file("memory", "memory.limit_in_bytes", "memory.limit"), str(limit)))
         if swap or limit == -1:
             file = self._file("memory", "memory.memsw.limit_in_bytes", "memory.swap")
-            if os.path.exists(file):
+            if exists(file):
                 # Unlimited memory is possible only with unlimited memory+swap.
                 settings.append(("memory.swap", file, str(swap or -1)))
             elif swap and swap != -1 and (swap != limit or host_has_swap()):
@@ -113,7 +114,7 @@ class CgroupV1(Cgroup):
 
     def _devices(self, rules: list[dict[str, Any]]) -> None:
         """The list is an allowlist: what no rule allows is denied (GHSA-g54h-m393-cpwq was the other reading)."""
-        directory = os.path.dirname(self._file("devices", "devices.deny", "devices"))
+        directory = directory_of(self._file("devices", "devices.deny", "devices"))
         for file, text in device_writes(rules):
             try:
                 write(f"{directory}/{file}", text)
@@ -228,7 +229,7 @@ def _inherit_cpuset(directory: str) -> None:
     for file in ("cpuset.cpus", "cpuset.mems"):
         if read(f"{directory}/{file}").strip():
             continue
-        parent = os.path.dirname(directory)
+        parent = directory_of(directory)
         value = read(f"{parent}/{file}").strip()
         if not value:
             _inherit_cpuset(parent)

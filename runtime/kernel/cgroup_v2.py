@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import posix as os
 from errno import EBUSY, EINVAL
 from time import monotonic, sleep
 
@@ -20,6 +20,7 @@ from pycontain.runtime.kernel.cgroup import (
     write,
     write_settings,
 )
+from pycontain.runtime.paths import directory_of, exists
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -97,7 +98,7 @@ class CgroupV2(Cgroup):
         swap_max = swap_value(limit, swap)
         if swap_max is not None:
             file = self._file("memory.swap.max", "memory.swap")
-            if os.path.exists(file):
+            if exists(file):
                 settings.append(("memory.swap", file, swap_max))
             elif swap_max != "max" and (swap_max != "0" or host_has_swap()):
                 raise Unsupported(
@@ -139,14 +140,14 @@ class CgroupV2(Cgroup):
         """The path of ``file``, once its controller is known to be there."""
         path = f"{self._at}/{file}"
         controller = file.partition(".")[0]
-        if controller != "cgroup" and not os.path.exists(path):
+        if controller != "cgroup" and not exists(path):
             if controller not in read(f"{self._mount}/cgroup.controllers").split():
                 raise Unsupported(f"{RESOURCES}{where}: this host has no {controller} controller")
             if controller not in read(f"{self._at}/cgroup.controllers").split():
                 raise Unsupported(
                     f"{RESOURCES}{where}: the {controller} controller is not enabled for {self.path}",
                     hint=f"move the processes out of the cgroups above it and enable it: "
-                    f"echo +{controller} > {os.path.dirname(self._at)}/cgroup.subtree_control",
+                    f"echo +{controller} > {directory_of(self._at)}/cgroup.subtree_control",
                 )
         return path
 
@@ -213,7 +214,7 @@ class CgroupV2(Cgroup):
         current = read_int(at + "pids.current")
         if current is not None:
             result["pids"] = {"current": current, "limit": read_int(at + "pids.max")}
-        if os.path.exists(at + "io.stat"):
+        if exists(at + "io.stat"):
             result["io"] = _io(read(at + "io.stat"))
         return result
 

@@ -223,7 +223,7 @@ class TestStructure:
         process = sleeper(group)
         monkeypatch.setattr(Cgroup, "_kill_by_file", lambda self: False)
         with monkeypatch.context() as deaf:
-            deaf.setattr(os, "kill", lambda pid, number: None)
+            deaf.setattr("posix.kill", lambda pid, number: None)
             with pytest.raises(KernelError) as caught:
                 group.kill_all(timeout=0.1)
         assert caught.value.message == (

@@ -186,7 +186,7 @@ def test_on_a_hybrid_host_cgroup_kill_reaches_the_child_that_joined_cgroup2(
     group: CgroupV1, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     process = sleeper(group)
-    monkeypatch.setattr(os, "kill", lambda *_: pytest.fail("one by one"))
+    monkeypatch.setattr("posix.kill", lambda *_: pytest.fail("one by one"))
     group.kill_all()
     process.communicate(timeout=10)
     assert process.returncode == -9

@@ -17,7 +17,7 @@ ROOMS = ("pycontain", "images", "network", "runtime")
 
 # The floors of the runtime, from the ground up. A module imports from its own floor and from those below.
 RUNTIME = (
-    {"errors", "jsontext"},
+    {"errors", "jsontext", "paths"},
     {"kernel", "spec", "state", "hooks"},
     {"plan"},
     {"channel", "executor", "terminal"},
@@ -25,7 +25,7 @@ RUNTIME = (
     {"lifecycle", "example"},
     {"main"},
 )
-GROUND = tuple(f"pycontain.runtime.{room}" for room in ("errors", "kernel", "spec", "jsontext"))
+GROUND = tuple(f"pycontain.runtime.{room}" for room in ("errors", "kernel", "spec", "jsontext", "paths"))
 FACES = ("pycontain.cli", "pycontain.api", "pycontain.commands", "pycontain.__main__")
 
 # Modules written in C, or frozen into the interpreter and imported by it anyway: none costs a tenth of a millisecond.

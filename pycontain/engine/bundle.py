@@ -118,7 +118,7 @@ def prepare(engine: Engine, container: Container, overlay: dict[str, Any], lease
     options = Options.from_json(container.options)
     config = configuration(engine, container.id, container.record, options, passwd, group, lease, container.path)
     write_etc(engine, container, options, lease)
-    files.write_atomic(container.path("config.json"), jsontext.dump(config).encode())
+    files.write_atomic(container.path("config.json"), jsontext.dump(config).encode(), durable=False)
     return config
 
 
@@ -339,7 +339,7 @@ def _text(path: str) -> str:
 
 def _replace(path: str, data: bytes) -> None:
     """These files are bind mounts' sources and belong to root in the container: readable by everybody there."""
-    files.write_atomic(path, data, 0o644)
+    files.write_atomic(path, data, 0o644, durable=False)
     os.chmod(path, 0o644)
 
 

@@ -17,8 +17,11 @@ VERSION = 1
 _MOST_BYTES = 64 << 20
 
 
-def write_atomic(path: str, data: bytes, mode: int = 0o600) -> None:
-    """Replace ``path``: a reader sees the old or the new content, also after a crash."""
+def write_atomic(path: str, data: bytes, mode: int = 0o600, *, durable: bool = True) -> None:
+    """Replace ``path``: a reader sees the old or the new content, also after a crash of ours.
+
+    ``durable``: also after a crash of the host; without, for files that every start writes anew.
+    """
     temporary = f"{path}.{os.getpid()}.{os.urandom(4).hex()}.tmp"
     try:
         fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
@@ -26,7 +29,8 @@ def write_atomic(path: str, data: bytes, mode: int = 0o600) -> None:
             view = memoryview(data)
             while view:
                 view = view[os.write(fd, view) :]
-            os.fsync(fd)
+            if durable:
+                os.fsync(fd)
         finally:
             os.close(fd)
         os.rename(temporary, path)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
 
 from pycontain.images import manifest as manifests
 from pycontain.images import reference as references
@@ -23,15 +22,19 @@ if TYPE_CHECKING:
 _ID = re.compile(r"(sha256:)?[0-9a-f]{3,64}", re.ASCII)
 
 
-@dataclass(frozen=True, slots=True)
 class Image:
     """``name``: what the user reads; ``id``: the digest of the configuration, as docker's image ids."""
 
-    name: str
-    reference: str
-    descriptor: Descriptor
-    manifest: Manifest
-    config: ImageConfig
+    __slots__ = ("config", "descriptor", "manifest", "name", "reference")
+
+    def __init__(
+        self, name: str, reference: str, descriptor: Descriptor, manifest: Manifest, config: ImageConfig
+    ) -> None:
+        self.name = name
+        self.reference = reference
+        self.descriptor = descriptor
+        self.manifest = manifest
+        self.config = config
 
     @property
     def id(self) -> str:

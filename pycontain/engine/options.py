@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import asdict, dataclass, field, fields
 
 from pycontain.engine import mounts, values
 from pycontain.runtime.errors import PycontainError, Unsupported
@@ -21,17 +20,16 @@ if TYPE_CHECKING:
 _DEFAULT_SHM = 64 << 20
 
 
-@dataclass(slots=True)
 class Options:
     """Sizes in bytes, times in seconds; None and empty mean "not asked for"."""
 
     image: str = ""
-    args: list[str] = field(default_factory=list)
+    args: list[str]
     name: str | None = None
     entrypoint: list[str] | None = None
-    env: list[str] = field(default_factory=list)
+    env: list[str]
     user: str | None = None
-    groups: list[str] = field(default_factory=list)
+    groups: list[str]
     workdir: str | None = None
     hostname: str | None = None
     terminal: bool = False
@@ -43,12 +41,12 @@ class Options:
     privileged: bool = False
     no_new_privileges: bool = False
     seccomp: str | dict[str, Any] = "default"
-    cap_add: list[str] = field(default_factory=list)
-    cap_drop: list[str] = field(default_factory=list)
-    mounts: list[dict[str, Any]] = field(default_factory=list)
-    devices: list[dict[str, str]] = field(default_factory=list)
-    ulimits: list[dict[str, Any]] = field(default_factory=list)
-    labels: dict[str, str] = field(default_factory=dict)
+    cap_add: list[str]
+    cap_drop: list[str]
+    mounts: list[dict[str, Any]]
+    devices: list[dict[str, str]]
+    ulimits: list[dict[str, Any]]
+    labels: dict[str, str]
     memory: int = 0
     memory_swap: int | None = None
     cpu_quota: int = 0
@@ -57,9 +55,9 @@ class Options:
     pids_limit: int = 0
     shm_size: int = _DEFAULT_SHM
     network: str = "bridge"
-    ports: list[dict[str, Any]] = field(default_factory=list)
-    add_hosts: list[str] = field(default_factory=list)
-    dns: list[str] = field(default_factory=list)
+    ports: list[dict[str, Any]]
+    add_hosts: list[str]
+    dns: list[str]
     pid_mode: str = "private"
     ipc_mode: str = "private"
     platform: str | None = None
@@ -67,16 +65,32 @@ class Options:
     cidfile: str | None = None
     stop_signal: str | None = None
     stop_timeout: int | None = None
-    log: dict[str, int] = field(default_factory=dict)
+    log: dict[str, int]
+
+    def __init__(self, **known: Any) -> None:
+        self.args = []
+        self.env = []
+        self.groups = []
+        self.cap_add = []
+        self.cap_drop = []
+        self.mounts = []
+        self.devices = []
+        self.ulimits = []
+        self.labels = {}
+        self.ports = []
+        self.add_hosts = []
+        self.dns = []
+        self.log = {}
+        for name, value in known.items():
+            setattr(self, name, value)
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        return {name: getattr(self, name) for name in Options.__annotations__}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Options:
         """Of container.json; what a newer release added is unknown here and left alone."""
-        known = {item.name for item in fields(cls)}
-        return cls(**{key: value for key, value in data.items() if key in known})
+        return cls(**{name: value for name, value in data.items() if name in Options.__annotations__})
 
 
 def read(

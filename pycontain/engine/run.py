@@ -172,6 +172,7 @@ def start(engine: Engine, container: Container, *, own: bool = False, warn: Say 
             lease=lease,
             console=console,
             launcher=launcher,
+            listen=False,
             reap=bool(container.options.get("init")),
         )
         # On record before it runs: whoever finds the program running finds the container running too.
@@ -188,7 +189,7 @@ def start(engine: Engine, container: Container, *, own: bool = False, warn: Say 
             error="",
         )
         container.save()
-        lifecycle.start(container.id, root=engine.runtime_root)
+        running.start()
         launcher.close()
         return Started(
             container,

@@ -48,7 +48,7 @@
  * A verb ends before the collector could find anything, and its rounds over what imports have made cost 0.4 ms of
  * a start of the OCI command, and 10 ms of the user's. What goes on for long (logs -f) is still collected.
  */
-static const char RUNTIME[] = HEAD "import gc\ngc.disable()\nfrom pycontain.runtime.main import main\nmain()\n";
+static const char RUNTIME[] = HEAD "import gc\ngc.disable()\nfrom pycontain.runtime.start import main\nmain()\n";
 static const char ENGINE[] = HEAD "import gc\ngc.set_threshold(50000, 20, 20)\n"
 				  "from pycontain.cli import main\nsys.exit(main())\n";
 

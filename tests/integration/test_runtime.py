@@ -154,7 +154,7 @@ def test_own_namespaces_and_no_host_descriptor(runtime: Runtime, bundle: Bundle)
 def test_preserved_descriptors(runtime: Runtime, bundle: Bundle, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("handed in")
     with open(tmp_path / "file") as file:
-        fd = fcntl.fcntl(file, fcntl.F_DUPFD, 3)
+        fd = fcntl.fcntl(file, fcntl.F_DUPFD, 10)
         path = bundle("sh", "-c", "cat <&3; ls /proc/$$/fd | tr '\\n' ' '")
         command = f"exec 3<&{fd} {fd}<&-; exec {' '.join(COMMAND)} --root {runtime.root} run --preserve-fds 1 -b {path} t-fds"
         done = subprocess.run(["bash", "-c", command], pass_fds=[fd], capture_output=True, text=True, stdin=subprocess.DEVNULL)

@@ -24,13 +24,14 @@ RUNTIME = (
     {"namespaces"},
     {"lifecycle", "example"},
     {"main"},
+    {"start"},
 )
 GROUND = tuple(f"pycontain.runtime.{room}" for room in ("errors", "kernel", "spec", "jsontext", "paths"))
 FACES = ("pycontain.cli", "pycontain.api", "pycontain.commands", "pycontain.__main__")
 
 # Modules written in C, or frozen into the interpreter and imported by it anyway: none costs a tenth of a millisecond.
 LIGHT = {
-    "__future__", "_json", "_signal", "_socket", "_stat", "_struct", "errno", "fcntl", "os", "posix", "select", "stat",
+    "__future__", "_frozen_importlib", "_json", "_signal", "_socket", "_stat", "_struct", "errno", "fcntl", "marshal", "os", "posix", "select", "stat",
     "sys", "termios", "time",
 }  # fmt: skip
 OFF_START_PATH = {"pycontain.runtime.kernel.syscalls", "pycontain.runtime.terminal"}

@@ -98,7 +98,7 @@ def prefix(tmp_path: Path) -> Path:
     folder = tmp_path / "pre fix'\"\\n"
     runtime = folder / "lib" / PYTHON / "site-packages" / "pycontain" / "runtime"
     runtime.mkdir(parents=True)
-    (runtime / "main.py").write_text(PRINT_SELF)
+    (runtime / "start.py").write_text(PRINT_SELF)
     (runtime / "__init__.py").touch()
     (runtime.parent / "__init__.py").touch()
     (runtime.parent / "cli.py").write_text(PRINT_SELF)
@@ -132,7 +132,7 @@ def start(command: str | Path, *arguments: str, **options: object) -> list[str]:
 
 def expected(prefix: Path, command: str, *arguments: str, no_site: int = 1) -> list[str]:
     packages = prefix / "lib" / PYTHON / "site-packages"
-    module = "runtime/main.py" if command == "pycontain-runtime" else "cli.py"
+    module = "runtime/start.py" if command == "pycontain-runtime" else "cli.py"
     return [str([command, *arguments]), "1", str(no_site), "1", str(packages), str(packages / "pycontain" / module)]
 
 
@@ -178,7 +178,7 @@ def test_launcher_takes_nothing_from_the_environment(prefix: Path, tmp_path: Pat
 def test_packages_cannot_replace_the_standard_library(prefix: Path) -> None:
     (prefix / "lib" / PYTHON / "site-packages" / "_weakrefset.py").write_text("raise SystemExit('replaced')")
     (prefix / "lib" / PYTHON / "site-packages" / "json.py").write_text("raise SystemExit('replaced')")
-    main = prefix / "lib" / PYTHON / "site-packages" / "pycontain" / "runtime" / "main.py"
+    main = prefix / "lib" / PYTHON / "site-packages" / "pycontain" / "runtime" / "start.py"
     main.write_text("import json\n" + PRINT_SELF)
     assert start(prefix / "bin" / "pycontain-runtime") == expected(prefix, "pycontain-runtime")
 
@@ -200,7 +200,7 @@ def test_editable_launcher_uses_the_source_tree(prefix: Path, tmp_path: Path) ->
     shutil.move(packages / "pycontain", source / "pycontain")
     make(prefix / "bin", f"SOURCE={source}")
     found = start(prefix / "bin" / "pycontain-runtime", "list")
-    assert found[-2:] == [str(packages), str(source / "pycontain" / "runtime" / "main.py")]
+    assert found[-2:] == [str(packages), str(source / "pycontain" / "runtime" / "start.py")]
 
 
 def test_launcher_without_its_package_says_where_it_looked(prefix: Path) -> None:

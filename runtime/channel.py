@@ -51,7 +51,7 @@ def _exactly(fd: int, size: int) -> bytes | None:
 
 
 def failure(payload: bytes) -> tuple[int, int, str]:
-    """``(operation index, errno, detail)`` of a FAILED message; the detail names a system call or says what was found."""
+    """``(operation index, errno, detail)`` of a FAILED message; the detail is a call's text or says what was found."""
     if len(payload) < 8:
         raise PycontainError("init sent nonsense: found a failure of less than 8 bytes")
     error = int.from_bytes(payload[4:8], "little", signed=True)

@@ -1,4 +1,4 @@
-"""Hooks that run in the runtime's own namespaces: prestart, createRuntime, poststart, poststop (config.md, "POSIX-platform Hooks")."""
+"""Hooks in the runtime's own namespaces: prestart, createRuntime, poststart, poststop (config.md)."""
 
 from __future__ import annotations
 

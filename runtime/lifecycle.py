@@ -28,7 +28,16 @@ if TYPE_CHECKING:
     from pycontain.runtime.namespaces import Launcher, Process
 
 OCI_VERSION = "1.3.0"
-_NS_FILES = (("user", "user"), ("pid", "pid"), ("network", "net"), ("ipc", "ipc"), ("uts", "uts"), ("cgroup", "cgroup"), ("time", "time_for_children"), ("mount", "mnt"))  # fmt: skip
+_NS_FILES = (
+    ("user", "user"),
+    ("pid", "pid"),
+    ("network", "net"),
+    ("ipc", "ipc"),
+    ("uts", "uts"),
+    ("cgroup", "cgroup"),
+    ("time", "time_for_children"),
+    ("mount", "mnt"),
+)
 
 
 class Facts:
@@ -142,9 +151,14 @@ def create(
     config = spec.check(parse(raw, f"{bundle}/config.json"))
     terminal = bool((config.get("process") or {}).get("terminal"))
     if terminal and console is None:
-        raise PycontainError("cannot create a container with a terminal: $.process.terminal is true, but there is no console socket", hint="--console-socket PATH")  # fmt: skip
+        raise PycontainError(
+            "cannot create a container with a terminal: $.process.terminal is true, but there is no console socket",
+            hint="--console-socket PATH",
+        )
     if console is not None and not terminal:
-        raise PycontainError("found a console socket, but $.process.terminal is not true", hint="set $.process.terminal to true")
+        raise PycontainError(
+            "found a console socket, but $.process.terminal is not true", hint="set $.process.terminal to true"
+        )
     path = cgroup_path(config, id)
     found = hierarchies()
     cgroup = open_cgroup(path, found)
@@ -169,7 +183,12 @@ def create(
         keyring=None if no_new_keyring else f"_ses.{id}",
         reap=reap,
     )
-    fields = {"ociVersion": OCI_VERSION, "bundle": bundle, "cgroup": path, "annotations": config.get("annotations") or {}}
+    fields = {
+        "ociVersion": OCI_VERSION,
+        "bundle": bundle,
+        "cgroup": path,
+        "annotations": config.get("annotations") or {},
+    }
     fields["rootfs"] = rootfs.get("path") or rootfs["target"]
     fields["created"] = _now()
     fields["operations"] = len(p.ops)
@@ -243,7 +262,7 @@ def _undo(container: Container, cgroup: Cgroup, process: Process | None, launche
 
 
 def _listen(path: str) -> int:
-    """A listening socket in the state directory, which only root can enter. Long roots go through the directory's descriptor."""
+    """A listening socket in the state directory, which only root can enter; by descriptor, as paths may be long."""
     directory = os.open(path.rsplit("/", 1)[0], os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         server = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)
@@ -267,7 +286,9 @@ def _write_id_maps(p: Plan, pid: int) -> None:
                 os.close(fd)
         except OSError as error:
             key = "uidMappings" if name == "uid_map" else "gidMappings"
-            raise KernelError(f"$.linux.{key}: cannot write {text!r} to the {name} of the container", error.errno or 0) from None
+            raise KernelError(
+                f"$.linux.{key}: cannot write {text!r} to the {name} of the container", error.errno or 0
+            ) from None
 
 
 def write_pid_file(path: str, pid: int) -> None:
@@ -410,7 +431,7 @@ def _signal(pid: int, signal: int) -> None:
 
 
 def delete(id: str, *, root: str, force: bool = False) -> None:
-    """Remove what is left of a container: processes (``force``, or not yet started), cgroup, state. Raises Conflict, NotFound."""
+    """Remove what is left: processes (``force``, or not yet started), cgroup, state. Raises Conflict, NotFound."""
     try:
         container = Container.open(root, id)
     except NotFound:
@@ -482,7 +503,9 @@ def exec(
                     raise Conflict(f"cannot exec in container {id}: container not running") from None
         cgroup_fds, into, joins = _join_fds(cgroup)
         try:
-            linux = {key: value for key, value in (config.get("linux") or {}).items() if key in ("seccomp", "personality")}
+            linux = {
+                key: value for key, value in (config.get("linux") or {}).items() if key in ("seccomp", "personality")
+            }
             p = exec_plan(process, linux, Facts(), into=into, joins=joins, namespaces=join, preserve_fds=preserve_fds)
             started = namespaces.launch(p, cgroup_fds=cgroup_fds, stdio=stdio, console=console, launcher=launcher)
         finally:
@@ -597,4 +620,19 @@ def explain(
     return lines + [describe(op) for op in p.ops]
 
 
-__all__ = ["NAMESPACES", "Running", "create", "delete", "exec", "explain", "kill", "pause", "ps", "read_in_root", "resume", "start", "state", "stats"]  # fmt: skip
+__all__ = [
+    "NAMESPACES",
+    "Running",
+    "create",
+    "delete",
+    "exec",
+    "explain",
+    "kill",
+    "pause",
+    "ps",
+    "read_in_root",
+    "resume",
+    "start",
+    "state",
+    "stats",
+]

@@ -44,7 +44,11 @@ COMMANDS: dict[str, tuple[str, str, dict[str, tuple[str, str]]]] = {
     "create": ("ID", "make a container from a bundle", _CREATE),
     "start": ("ID", "run the program of a created container", {}),
     "state": ("ID", "print the state of a container as JSON", {}),
-    "kill": ("ID [SIGNAL]", "send a signal (SIGTERM) to a container", {"--all": ("all", "bool"), "-a": ("all", "bool")}),
+    "kill": (
+        "ID [SIGNAL]",
+        "send a signal (SIGTERM) to a container",
+        {"--all": ("all", "bool"), "-a": ("all", "bool")},
+    ),
     "delete": ("ID", "remove a container", {"--force": ("force", "bool"), "-f": ("force", "bool")}),
     "run": (
         "ID",
@@ -123,7 +127,10 @@ def run(argv: list[str]) -> int:
             return usage(name)
         needed = arguments.split(" [")[0].split()
         if len(words) < len(needed) or len(words) > len(needed) and "[" not in arguments:
-            raise PycontainError(f"{name} takes {arguments or 'no arguments'}: found {len(words)} arguments", hint=f"pycontain-runtime {name} --help")  # fmt: skip
+            raise PycontainError(
+                f"{name} takes {arguments or 'no arguments'}: found {len(words)} arguments",
+                hint=f"pycontain-runtime {name} --help",
+            )
         result: int = globals()[f"_{name}"](options.get("root", DEFAULT_ROOT), mine, words)
         return result
     except PycontainError as error:
@@ -150,7 +157,10 @@ def parse(argv: list[str], table: dict[str, tuple[str, str]], where: str) -> tup
         if name not in table and "-" + name in table:
             name = "-" + name
         if name not in table:
-            raise PycontainError(f"{where}: unknown option {name}", hint=f"pycontain-runtime {where if where in COMMANDS else ''} --help".replace("  ", " "))  # fmt: skip
+            raise PycontainError(
+                f"{where}: unknown option {name}",
+                hint=f"pycontain-runtime {where if where in COMMANDS else ''} --help".replace("  ", " "),
+            )
         key, kind = table[name]
         i += 1
         if kind in ("bool", "no"):
@@ -184,7 +194,9 @@ def usage(name: str | None = None) -> int:
         arguments, text, table = COMMANDS[name]
         print(f"usage: pycontain-runtime {name} [OPTION...] {arguments}\n\n{text}\n")
         for option, (key, kind) in table.items():
-            takes = {"bool": "", "no": "  (not built yet)", "no value": " VALUE  (not built yet)"}.get(kind, " " + key.upper().replace("_", "-"))
+            takes = {"bool": "", "no": "  (not built yet)", "no value": " VALUE  (not built yet)"}.get(
+                kind, " " + key.upper().replace("_", "-")
+            )
             print(f"  {option}{takes}")
     return 0
 
@@ -349,7 +361,13 @@ def _state(root: str, options: dict[str, Any], words: list[str]) -> int:
     with Container.open(root, words[0]) as container:
         state = container.oci()
         fields = container.fields
-        state = {"pid": 0, **state, "rootfs": fields.get("rootfs", ""), "created": fields.get("created", ""), "owner": ""}
+        state = {
+            "pid": 0,
+            **state,
+            "rootfs": fields.get("rootfs", ""),
+            "created": fields.get("created", ""),
+            "owner": "",
+        }
     print(pretty(state))
     return 0
 
@@ -359,7 +377,9 @@ def _kill(root: str, options: dict[str, Any], words: list[str]) -> int:
     from pycontain.runtime.plan.identity import parse_signal
 
     if len(words) > 2:
-        raise PycontainError(f"kill takes ID [SIGNAL]: found {len(words)} arguments", hint="pycontain-runtime kill --help")
+        raise PycontainError(
+            f"kill takes ID [SIGNAL]: found {len(words)} arguments", hint="pycontain-runtime kill --help"
+        )
     number = parse_signal(words[1] if len(words) > 1 else "SIGTERM")
     lifecycle.kill(words[0], number, root=root, all=options.get("all", False))
     return 0

@@ -170,7 +170,9 @@ def _exec_failure(op: tuple[Any, ...], number: int, said: str) -> PycontainError
     program = op[1]
     if number == 2:
         where = "" if "/" in program else " in $PATH"
-        return KernelErrorText(f"cannot execute {program!r}: executable file not found{where}: {said}", number, exit_code=127)
+        return KernelErrorText(
+            f"cannot execute {program!r}: executable file not found{where}: {said}", number, exit_code=127
+        )
     return KernelErrorText(f"cannot execute {program!r}: {said}", number, exit_code=126)
 
 

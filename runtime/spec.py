@@ -61,8 +61,7 @@ SCHEMA: dict[str, Any] = {
         }
     ],
     "hooks": {
-        k: [_HOOK]
-        for k in ("prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop")
+        k: [_HOOK] for k in ("prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop")
     },
     "annotations": {"*": "str"},
     "linux": {
@@ -146,7 +145,9 @@ def load(bundle: str) -> Spec:
     """The Spec of a bundle directory's config.json. Raises NotFound, PycontainError (JSON), SpecError (shape)."""
     path = f"{bundle}/config.json"
     if not is_directory(bundle):
-        raise NotFound(f"bundle {bundle} does not exist", hint="pycontain-runtime spec makes a config.json in a directory")
+        raise NotFound(
+            f"bundle {bundle} does not exist", hint="pycontain-runtime spec makes a config.json in a directory"
+        )
     return check(parse(read_bounded(path), path))
 
 
@@ -179,7 +180,9 @@ def check(value: Any) -> Spec:
     if len(version) != 3 or not all(part.isdigit() for part in version):
         raise SpecError("$.ociVersion", f"found {spec['ociVersion']!r}, wanted a version such as 1.3.0")
     if version[0] != "1":
-        raise SpecError("$.ociVersion", f"found {spec['ociVersion']}, wanted 1.x: this runtime knows no other major version")
+        raise SpecError(
+            "$.ociVersion", f"found {spec['ociVersion']}, wanted 1.x: this runtime knows no other major version"
+        )
     if "process" in spec:
         check_process(spec["process"])
     if spec.get("root", {}).get("path") == "":

@@ -34,7 +34,12 @@ TRANSITIONS = {
 
 def check_id(id: str) -> str:
     """``id`` itself, if it can name a directory. Raises PycontainError."""
-    if not id or id in (".", "..") or len(id) > 200 or not all(c.isascii() and c.isalnum() or c in _ID_EXTRA for c in id):
+    if (
+        not id
+        or id in (".", "..")
+        or len(id) > 200
+        or not all(c.isascii() and c.isalnum() or c in _ID_EXTRA for c in id)
+    ):
         raise PycontainError(f"invalid container id {id!r}: wanted letters, digits and _ + - . only")
     return id
 

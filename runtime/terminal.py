@@ -64,7 +64,16 @@ def raw(fd: int) -> list[Any] | None:
     except termios.error:
         return None
     new = [*old[:6], list(old[6])]
-    new[0] &= ~(termios.IGNBRK | termios.BRKINT | termios.PARMRK | termios.ISTRIP | termios.INLCR | termios.IGNCR | termios.ICRNL | termios.IXON)  # fmt: skip
+    new[0] &= ~(
+        termios.IGNBRK
+        | termios.BRKINT
+        | termios.PARMRK
+        | termios.ISTRIP
+        | termios.INLCR
+        | termios.IGNCR
+        | termios.ICRNL
+        | termios.IXON
+    )
     new[1] &= ~termios.OPOST
     new[2] = new[2] & ~(termios.CSIZE | termios.PARENB) | termios.CS8
     new[3] &= ~(termios.ECHO | termios.ECHONL | termios.ICANON | termios.ISIG | termios.IEXTEN)

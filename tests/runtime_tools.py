@@ -42,7 +42,9 @@ def make_rootfs(path: Path) -> Path:
     return path
 
 
-def write_bundle(path: Path, rootfs: Path, *args: str, change: Callable[[dict[str, Any]], object] | None = None) -> Path:
+def write_bundle(
+    path: Path, rootfs: Path, *args: str, change: Callable[[dict[str, Any]], object] | None = None
+) -> Path:
     """A bundle that runs ``args`` in ``rootfs``; ``change`` edits its config in place."""
     path.mkdir(parents=True, exist_ok=True)
     config = copy.deepcopy(EXAMPLE)

@@ -56,7 +56,19 @@ _NOT_BUILT = ("tmpcopyup", "idmap", "ridmap", "copy-symlink", "src-nofollow")
 class Options:
     """A mount's option strings, sorted out. Masks are mount(2)'s (``flags``) and mount_setattr(2)'s (the rest)."""
 
-    __slots__ = ("attr_clear", "attr_set", "bind", "data", "flags", "propagation", "rec", "rec_clear", "rec_set", "remount", "superblock")
+    __slots__ = (
+        "attr_clear",
+        "attr_set",
+        "bind",
+        "data",
+        "flags",
+        "propagation",
+        "rec",
+        "rec_clear",
+        "rec_set",
+        "remount",
+        "superblock",
+    )
 
     def __init__(self, options: list[str], path: str) -> None:
         self.flags = self.attr_set = self.attr_clear = self.rec_set = self.rec_clear = 0
@@ -136,7 +148,9 @@ def mount_ops(mount: dict[str, Any], path: str, bundle: str, cgroup: CgroupView)
             raise SpecError(f"{path}.source", "found nothing, wanted the path to bind")
         if options.superblock:
             name = options.superblock
-            raise SpecError(f"{path}.options", f"found {name!r}: it belongs to a file system, a bind mount cannot have it")
+            raise SpecError(
+                f"{path}.options", f"found {name!r}: it belongs to a file system, a bind mount cannot have it"
+            )
         if not source.startswith("/"):
             source = f"{bundle}/{source}"
         return [("bind", source, target, int(options.rec)), *options.attributes(target)], []
@@ -156,7 +170,7 @@ def mount_ops(mount: dict[str, Any], path: str, bundle: str, cgroup: CgroupView)
 
 
 class CgroupView:
-    """What the container sees at its cgroup mount. ``hierarchies``: (name below /sys/fs/cgroup, mount options) of v1."""
+    """What the container sees at its cgroup mount. ``hierarchies``: (name below /sys/fs/cgroup, options) of v1."""
 
     __slots__ = ("hierarchies", "mode", "namespaced", "path")
 
@@ -191,12 +205,17 @@ class CgroupView:
 
 
 DEFAULT_DEVICES = (("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9), ("tty", 5, 0))
-_LINKS = (("/proc/self/fd", "fd"), ("/proc/self/fd/0", "stdin"), ("/proc/self/fd/1", "stdout"), ("/proc/self/fd/2", "stderr"))
+_LINKS = (
+    ("/proc/self/fd", "fd"),
+    ("/proc/self/fd/0", "stdin"),
+    ("/proc/self/fd/1", "stdout"),
+    ("/proc/self/fd/2", "stderr"),
+)
 _TYPES = {"c": 0o020000, "u": 0o020000, "b": 0o060000, "p": 0o010000}
 
 
 def device_ops(devices: list[dict[str, Any]], bind: bool) -> list[Op]:
-    """The default devices of config-linux.md, then ``$.linux.devices``; by bind mounts where mknod(2) is not ours to call."""
+    """The default devices of config-linux.md, then ``$.linux.devices``; bind mounts where mknod(2) is not allowed."""
     ops: list[Op] = []
     asked = {d["path"] for d in devices}
     for name, major, minor in DEFAULT_DEVICES:

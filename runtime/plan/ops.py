@@ -97,7 +97,9 @@ def encode(ops: Sequence[Op]) -> bytes:
                     body += _string(item, op[0])
         body[start + 4 : start + 8] = (len(body) - start - 8).to_bytes(4, "little")
         if len(body) > MAX_BYTES - 16:
-            raise PycontainError(f"the plan is too large: found more than {MAX_BYTES} bytes of arguments and environment")
+            raise PycontainError(
+                f"the plan is too large: found more than {MAX_BYTES} bytes of arguments and environment"
+            )
     head = b"PCPL" + VERSION.to_bytes(4, "little") + len(ops).to_bytes(4, "little")
     return head + (len(body) + 16).to_bytes(4, "little") + bytes(body)
 

@@ -114,7 +114,7 @@ def plan(
 ) -> Plan:
     """The plan of a container's creation and start.
 
-    ``host``: facts, with ``cgroup_mode`` ("v1", "v2", "hybrid"), ``cgroup_hierarchies`` [(name, options)], ``last_cap``.
+    ``host``: ``cgroup_mode`` ("v1", "v2", "hybrid"), ``cgroup_hierarchies`` [(name, options)], ``last_cap``.
     ``rootfs``: ``{"kind": "directory", "path"}`` or ``{"kind": "overlay", "target", "lower", "upper", "work"}``.
     ``lease``: None, or an object whose ``netlink`` is [(description, rtnetlink request)].
     ``cgroup``: its absolute path in the hierarchies; ``into``: clone3(CLONE_INTO_CGROUP) takes its cgroup2 directory;
@@ -249,14 +249,14 @@ def _names(p: Plan, spec: Spec, new: int) -> None:
             p.ops.append((op, spec[key]))
 
 
-def _filesystem(
-    p: Plan, spec: Spec, host: Any, rootfs: dict[str, Any], bundle: str, new: int, cgroup: str
-) -> None:
+def _filesystem(p: Plan, spec: Spec, host: Any, rootfs: dict[str, Any], bundle: str, new: int, cgroup: str) -> None:
     linux, process = spec.get("linux") or {}, spec["process"]
     own_mounts = bool(new & NAMESPACES["mount"])
     propagation = linux.get("rootfsPropagation") or "rslave"
     if propagation not in ("private", "rprivate", "slave", "rslave", "unbindable", "runbindable", "shared", "rshared"):
-        raise SpecError("$.linux.rootfsPropagation", f"found {propagation!r}, wanted one of private, slave, unbindable, shared")
+        raise SpecError(
+            "$.linux.rootfsPropagation", f"found {propagation!r}, wanted one of private, slave, unbindable, shared"
+        )
     if propagation.endswith("shared"):
         raise Unsupported(f"$.linux.rootfsPropagation: {propagation!r} is not built yet")
     if not own_mounts:
@@ -273,7 +273,9 @@ def _filesystem(
     if propagation.endswith("unbindable"):
         p.ops.append(("attr", "/", 0, 0, PROPAGATION["unbindable"], int(propagation[0] == "r")))
 
-    view = CgroupView(host.cgroup_mode, host.cgroup_hierarchies, "" if cgroup == "/" else cgroup, bool(new & NAMESPACES["cgroup"]))
+    view = CgroupView(
+        host.cgroup_mode, host.cgroup_hierarchies, "" if cgroup == "/" else cgroup, bool(new & NAMESPACES["cgroup"])
+    )
     late: list[Op] = []
     bound_dev = False
     for i, mount in enumerate(spec.get("mounts") or ()):

@@ -80,9 +80,7 @@ def capabilities(pid: int) -> str:
 def test_fourteen_capabilities_by_libcap(host: Host) -> None:
     host("run", "-d", "--name", "caps", IMAGE, "sleep", "60", check=True)
     text = capabilities(host.inspect("caps")["State"]["Pid"])
-    expected = (
-        "audit_write chown dac_override fowner fsetid kill mknod net_bind_service net_raw setfcap setgid setpcap setuid sys_chroot"
-    )
+    expected = "audit_write chown dac_override fowner fsetid kill mknod net_bind_service net_raw setfcap setgid setpcap setuid sys_chroot"
     for name in expected.split():
         assert f"cap_{name}" in text, text
     assert text.count("cap_") == 14, text
@@ -149,16 +147,16 @@ def test_a_published_port_from_another_namespace(host: Host) -> None:
 
     outside = Namespace()
     try:
-        host.inside("ip", "link", "add", "wire", "type", "veth", "peer", "name", "wire", "netns", outside.pid, check=True)
+        host.inside(
+            "ip", "link", "add", "wire", "type", "veth", "peer", "name", "wire", "netns", outside.pid, check=True
+        )
         host.inside("ip", "address", "add", "192.0.2.1/24", "dev", "wire", check=True)
         host.inside("ip", "link", "set", "wire", "up", check=True)
         outside("ip", "address", "add", "192.0.2.2/24", "dev", "wire", check=True)
         outside("ip", "link", "set", "wire", "up", check=True)
         serve = "while :; do echo answer | nc -l -p 80; done"
         host("run", "-d", "--name", "web", "-p", "8080:80", IMAGE, "sh", "-c", serve, check=True)
-        script = (
-            "import socket,sys\ns=socket.create_connection((sys.argv[1],8080),3); s.settimeout(5); print(s.recv(99).decode().strip())"
-        )
+        script = "import socket,sys\ns=socket.create_connection((sys.argv[1],8080),3); s.settimeout(5); print(s.recv(99).decode().strip())"
 
         def ask(place: Any, address: str) -> str:
             deadline = time.monotonic() + 10

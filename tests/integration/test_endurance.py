@@ -46,7 +46,9 @@ def test_two_hundred_one_after_another(host: Host, tmp_path: Path) -> None:
 def test_twenty_at_once(host: Host) -> None:
     before = cgroups()
     running = [
-        host.start("run", "--rm", "--name", f"many{i}", "-p", f"{21000 + i}:80", IMAGE, "sh", "-c", f"sleep 1; exit {i}")
+        host.start(
+            "run", "--rm", "--name", f"many{i}", "-p", f"{21000 + i}:80", IMAGE, "sh", "-c", f"sleep 1; exit {i}"
+        )
         for i in range(20)
     ]
     assert [process.wait(150) for process in running] == list(range(20))
@@ -135,12 +137,22 @@ def test_pull_run_rm_rmi_prune_race(host: Host, tmp_path: Path) -> None:
     processes = []
     for i, script in enumerate(scripts):
         command = " ".join(host.command(*script.split()))
-        loop = f"while [ $(date +%s) -lt {int(end)} ]; do {command} >/dev/null || echo \"status $?\" >&2; done"
+        loop = f'while [ $(date +%s) -lt {int(end)} ]; do {command} >/dev/null || echo "status $?" >&2; done'
         err = open(tmp_path / f"err{i}", "w+")
         processes.append((script, err, subprocess.Popen(["sh", "-c", loop], env=host.env, stderr=err)))
     for _, _, process in processes:
         process.wait(150)
-    allowed = ("in use", "No such image", "no such image", "not found", "does not exist", "pull ", "pulling", "status 1", "hint:")
+    allowed = (
+        "in use",
+        "No such image",
+        "no such image",
+        "not found",
+        "does not exist",
+        "pull ",
+        "pulling",
+        "status 1",
+        "hint:",
+    )
     for script, err, _ in processes:
         err.seek(0)
         for line in err.read().splitlines():

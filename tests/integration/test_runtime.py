@@ -92,7 +92,9 @@ def test_the_whole_life(runtime: Runtime, bundle: Bundle, tmp_path: Path) -> Non
     assert runtime.state("t-life")["status"] == "paused"
     runtime("resume", "t-life", check=True)
     rows = json.loads(runtime("list", "--format", "json", check=True).stdout)
-    assert [(row["id"], row["pid"], row["status"], row["owner"]) for row in rows] == [("t-life", pid, "running", "root")]
+    assert [(row["id"], row["pid"], row["status"], row["owner"]) for row in rows] == [
+        ("t-life", pid, "running", "root")
+    ]
     assert runtime("list", "-q").stdout == "t-life\n"
     table = runtime("list").stdout.splitlines()
     assert table[0].split() == ["ID", "PID", "STATUS", "BUNDLE", "CREATED", "OWNER"]
@@ -120,7 +122,9 @@ def test_state_and_features_are_the_schemas(runtime: Runtime, bundle: Bundle) ->
     def validate(value: Any, schema: str) -> None:
         files = {path.name: json.loads(path.read_text()) for path in folder.glob("*.json")}
         # Each file refers to its neighbours by name, whatever its own "id" says.
-        known = [(name, DRAFT4.create_resource({k: v for k, v in text.items() if k != "id"})) for name, text in files.items()]
+        known = [
+            (name, DRAFT4.create_resource({k: v for k, v in text.items() if k != "id"})) for name, text in files.items()
+        ]
         registry: Any = referencing.Registry().with_resources(known)
         jsonschema.Draft4Validator({"$ref": schema}, registry=registry).validate(value)
 
@@ -156,8 +160,12 @@ def test_preserved_descriptors(runtime: Runtime, bundle: Bundle, tmp_path: Path)
     with open(tmp_path / "file") as file:
         fd = fcntl.fcntl(file, fcntl.F_DUPFD, 10)
         path = bundle("sh", "-c", "cat <&3; ls /proc/$$/fd | tr '\\n' ' '")
-        command = f"exec 3<&{fd} {fd}<&-; exec {' '.join(COMMAND)} --root {runtime.root} run --preserve-fds 1 -b {path} t-fds"
-        done = subprocess.run(["bash", "-c", command], pass_fds=[fd], capture_output=True, text=True, stdin=subprocess.DEVNULL)
+        command = (
+            f"exec 3<&{fd} {fd}<&-; exec {' '.join(COMMAND)} --root {runtime.root} run --preserve-fds 1 -b {path} t-fds"
+        )
+        done = subprocess.run(
+            ["bash", "-c", command], pass_fds=[fd], capture_output=True, text=True, stdin=subprocess.DEVNULL
+        )
         os.close(fd)
     assert done.stdout == "handed in0 1 2 3 ", done.stderr
 
@@ -209,9 +217,19 @@ def test_mounts_as_configured(runtime: Runtime, bundle: Bundle, tmp_path: Path) 
 
     def change(config: dict[str, Any]) -> None:
         config["mounts"] += [
-            {"destination": "/vol", "type": "bind", "source": str(source), "options": ["rbind", "ro", "nosuid", "nodev", "noexec"]},
+            {
+                "destination": "/vol",
+                "type": "bind",
+                "source": str(source),
+                "options": ["rbind", "ro", "nosuid", "nodev", "noexec"],
+            },
             {"destination": "/one/file", "source": str(source / "file"), "options": ["bind", "noatime"]},
-            {"destination": "/scratch", "type": "tmpfs", "source": "t", "options": ["size=1m", "mode=700", "rslave", "nosymfollow"]},
+            {
+                "destination": "/scratch",
+                "type": "tmpfs",
+                "source": "t",
+                "options": ["size=1m", "mode=700", "rslave", "nosymfollow"],
+            },
         ]
         config["root"]["readonly"] = False
 
@@ -275,13 +293,15 @@ def test_limits_are_in_the_kernel_and_hold(runtime: Runtime, bundle: Bundle) -> 
     runtime("create", "-b", bundle("sleep", "60", change=change), "t-limit", check=True)
     pid = runtime.state("t-limit")["pid"]
     wanted = ("memory.max", "memory.limit_in_bytes", "cpu.max", "cpu.cfs_quota_us", "pids.max")
-    files = {path.name: path.read_text().strip() for n in wanted for path in HIERARCHIES.glob(f"**/pycontain/t-limit/{n}")}
+    files = {
+        path.name: path.read_text().strip() for n in wanted for path in HIERARCHIES.glob(f"**/pycontain/t-limit/{n}")
+    }
     if "memory.max" in files:
         assert (files["memory.max"], files["cpu.max"]) == (str(64 << 20), "50000 100000")
     else:
         assert (files["memory.limit_in_bytes"], files["cpu.cfs_quota_us"]) == (str(64 << 20), "50000")
     assert files["pids.max"] == "20"
-    assert f"/pycontain/t-limit\n" in Path(f"/proc/{pid}/cgroup").read_text()
+    assert "/pycontain/t-limit\n" in Path(f"/proc/{pid}/cgroup").read_text()
     runtime("start", "t-limit", check=True)
     hog = runtime("exec", "t-limit", "sh", "-c", "x=$(head -c 100000000 /dev/zero | tr '\\0' a); echo survived")
     assert (hog.returncode, hog.stdout) == (137, "")
@@ -298,7 +318,9 @@ def test_exec(runtime: Runtime, bundle: Bundle, tmp_path: Path) -> None:
                    "echo $A; pwd; id -u; id -G; ls /proc/$$/fd; exit 9")  # fmt: skip
     assert done.stdout.split() == ["1", "/tmp", "1000", "1001", "7", "0", "1", "2"]
     assert done.returncode == 9
-    inside = runtime("exec", "t-exec", "sh", "-c", "for n in pid net mnt ipc uts cgroup; do readlink /proc/self/ns/$n; done")
+    inside = runtime(
+        "exec", "t-exec", "sh", "-c", "for n in pid net mnt ipc uts cgroup; do readlink /proc/self/ns/$n; done"
+    )
     theirs = namespaces_of(pid)
     assert inside.stdout.split() == [theirs[n] for n in ("pid", "net", "mnt", "ipc", "uts", "cgroup")]
     missing = runtime("exec", "t-exec", "nowhere")
@@ -353,7 +375,9 @@ def _user_namespace(runtime: Runtime, path: Path) -> None:
     status = dict(line.split(":\t") for line in Path(f"/proc/{pid}/status").read_text().splitlines() if ":\t" in line)
     assert status["Uid"].split() == ["100000"] * 4
     assert Path(f"/proc/{pid}/uid_map").read_text().split() == ["0", "100000", "65536"]
-    assert runtime("exec", "t-user", "sh", "-c", "id -u; echo > /dev/null && echo fine", check=True).stdout == "0\nfine\n"
+    assert (
+        runtime("exec", "t-user", "sh", "-c", "id -u; echo > /dev/null && echo fine", check=True).stdout == "0\nfine\n"
+    )
 
 
 def test_time_namespace(runtime: Runtime, bundle: Bundle) -> None:
@@ -388,9 +412,18 @@ def test_hooks(runtime: Runtime, bundle: Bundle, tmp_path: Path) -> None:
     def change(config: dict[str, Any]) -> None:
         def hook(name: str) -> list[dict[str, Any]]:
             script = f'read state; echo "{name} $FROM $(hostname) $state" >> {log}'
-            return [{"path": "/bin/sh", "args": ["sh", "-c", script], "env": ["FROM=env", "PATH=/bin:/usr/bin"], "timeout": 5}]
+            return [
+                {
+                    "path": "/bin/sh",
+                    "args": ["sh", "-c", script],
+                    "env": ["FROM=env", "PATH=/bin:/usr/bin"],
+                    "timeout": 5,
+                }
+            ]
 
-        config["hooks"] = {k: hook(k) for k in ("prestart", "createRuntime", "createContainer", "poststart", "poststop")}
+        config["hooks"] = {
+            k: hook(k) for k in ("prestart", "createRuntime", "createContainer", "poststart", "poststop")
+        }
         config["hooks"]["startContainer"] = [{"path": "/bin/sh", "args": ["sh", "-c", "cat > /dev/shm/state"]}]
 
     out = runtime("run", "-b", bundle("cat", "/dev/shm/state", change=change), "t-hooks", check=True).stdout
@@ -421,7 +454,11 @@ def test_hooks(runtime: Runtime, bundle: Bundle, tmp_path: Path) -> None:
             {"path": "/no/such"},
             "$.hooks.createRuntime[0]: cannot run hook /no/such: ENOENT (no such file or directory)",
         ),
-        ("createContainer", {"path": "/bin/false"}, "cannot run hook /bin/false ($.hooks.createContainer[0]): exit status 1"),
+        (
+            "createContainer",
+            {"path": "/bin/false"},
+            "cannot run hook /bin/false ($.hooks.createContainer[0]): exit status 1",
+        ),
         (
             "startContainer",
             {"path": "/bin/sleep", "args": ["sleep", "9"], "timeout": 1},
@@ -552,7 +589,10 @@ def test_no_pivot(runtime: Runtime, bundle: Bundle) -> None:
         (["--frob", "list"], "pycontain-runtime: unknown option --frob"),
         (["run", "--frob", "x"], "run: unknown option --frob"),
         (["--root"], "pycontain-runtime: --root wants a value"),
-        (["--systemd-cgroup", "list"], "pycontain-runtime --systemd-cgroup: the systemd cgroup driver is not built yet"),
+        (
+            ["--systemd-cgroup", "list"],
+            "pycontain-runtime --systemd-cgroup: the systemd cgroup driver is not built yet",
+        ),
         (["--rootless=true", "list"], "--rootless true: rootless containers are not built yet"),
         (["run"], "run takes ID: found 0 arguments"),
         (["run", "a", "b"], "run takes ID: found 2 arguments"),
@@ -601,15 +641,22 @@ def test_failures_leave_nothing(runtime: Runtime, bundle: Bundle) -> None:
         config["mounts"].append({"destination": "/x", "type": "nosuchfs", "source": "x"})
 
     done = runtime("run", "-b", bundle("true", change=unknown_filesystem), "t-fs")
-    assert done.stderr == "pycontain-runtime: cannot mount nosuchfs (x) on /x with flags 0x0, data '': mount: ENODEV (no such device)\n"
+    assert (
+        done.stderr
+        == "pycontain-runtime: cannot mount nosuchfs (x) on /x with flags 0x0, data '': mount: ENODEV (no such device)\n"
+    )
     done = runtime("run", "-b", bundle("nowhere", name="n"), "t-127")
     assert done.returncode == 127
     done = runtime("run", "-b", bundle("/etc/passwd", name="p"), "t-126")
     assert done.returncode == 126
-    done = runtime("create", "-b", bundle("true", name="r", change=lambda c: c["root"].update(path="/no/root")), "t-root")
+    done = runtime(
+        "create", "-b", bundle("true", name="r", change=lambda c: c["root"].update(path="/no/root")), "t-root"
+    )
     assert done.stderr == "pycontain-runtime: $.root.path: found '/no/root', which is not a directory\n"
     done = runtime("create", "--pid-file", "/no/dir/pid", "-b", bundle("true", name="pid"), "t-pid")
-    assert done.stderr == "pycontain-runtime: cannot write the pid file /no/dir/pid: ENOENT (no such file or directory)\n"
+    assert (
+        done.stderr == "pycontain-runtime: cannot write the pid file /no/dir/pid: ENOENT (no such file or directory)\n"
+    )
     assert os.listdir(runtime.root) == []
     assert not left("t-fs", "t-127", "t-126", "t-root", "t-pid")
 

@@ -29,8 +29,12 @@ def layered(tmp_path: Path, count: int) -> dict[str, object]:
 @pytest.mark.parametrize("count", [1, 127])
 def test_layers(tmp_path: Path, count: int) -> None:
     rootfs = layered(tmp_path, count)
-    bundle = write_bundle(tmp_path / "bundle", tmp_path, "sh", "-c", "ls /layers | wc -l > /result; cat /proc/1/mountinfo > /mounts")
-    (bundle / "config.json").write_text((bundle / "config.json").read_text().replace('"readonly": true', '"readonly": false'))
+    bundle = write_bundle(
+        tmp_path / "bundle", tmp_path, "sh", "-c", "ls /layers | wc -l > /result; cat /proc/1/mountinfo > /mounts"
+    )
+    (bundle / "config.json").write_text(
+        (bundle / "config.json").read_text().replace('"readonly": true', '"readonly": false')
+    )
     running = lifecycle.create("t-layers", str(bundle), root=str(tmp_path / "state"), rootfs=rootfs, listen=False)
     running.start()
     assert running.wait() == 0

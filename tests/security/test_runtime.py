@@ -76,7 +76,9 @@ def test_cve_2019_19921_proc_or_sys_is_a_link(attack: Attack, name: str) -> None
     attack.replace(name, attack.way_out)
     done = attack.run("cat", f"/{name}/secret")
     assert done.returncode == 1
-    assert f"on /{name} with flags" in done.stderr and done.stderr.endswith("ELOOP (too many levels of symbolic links)\n")
+    assert f"on /{name} with flags" in done.stderr and done.stderr.endswith(
+        "ELOOP (too many levels of symbolic links)\n"
+    )
 
 
 def test_cve_2021_30465_mount_target_is_a_link_to_the_host(attack: Attack) -> None:
@@ -256,7 +258,13 @@ def test_nothing_of_python_is_mapped_in_the_container(attack: Attack) -> None:
 def test_cve_2016_9962_the_waiting_process_keeps_its_descriptors_to_itself(attack: Attack) -> None:
     write_bundle(attack.bundle, attack.rootfs, "sleep", "60")
     attack.runtime("create", "-b", attack.bundle, "evil", check=True)
-    done = attack.runtime("exec", "evil", "sh", "-c", "for f in /proc/1/fd/* /proc/1/root /proc/1/exe; do readlink $f; done; cat /proc/1/maps; cat /proc/self/fd/0; echo tried")
+    done = attack.runtime(
+        "exec",
+        "evil",
+        "sh",
+        "-c",
+        "for f in /proc/1/fd/* /proc/1/root /proc/1/exe; do readlink $f; done; cat /proc/1/maps; cat /proc/self/fd/0; echo tried",
+    )
     assert done.stdout == "tried\n", done.stdout
     assert "Permission denied" in done.stderr
     attack.runtime("start", "evil", check=True)
@@ -274,7 +282,9 @@ def test_cve_2022_29162_nothing_is_inheritable(attack: Attack) -> None:
 
 
 def test_cve_2022_36109_supplementary_groups_are_exact(attack: Attack) -> None:
-    done = attack.run("id", "-G", change=lambda c: c["process"].update(user={"uid": 5, "gid": 6, "additionalGids": [9]}))
+    done = attack.run(
+        "id", "-G", change=lambda c: c["process"].update(user={"uid": 5, "gid": 6, "additionalGids": [9]})
+    )
     assert done.stdout == "6 9\n"
     done = attack.run("id", "-G", change=lambda c: c["process"].update(user={"uid": 0, "gid": 0}))
     assert done.stdout == "0\n"

@@ -25,7 +25,12 @@ class Facts:
 
 class Hybrid(Facts):
     cgroup_mode = "hybrid"
-    cgroup_hierarchies = [("cpu,cpuacct", "cpu,cpuacct"), ("memory", "memory"), ("systemd", "name=systemd"), ("unified", "")]
+    cgroup_hierarchies = [
+        ("cpu,cpuacct", "cpu,cpuacct"),
+        ("memory", "memory"),
+        ("systemd", "name=systemd"),
+        ("unified", ""),
+    ]
 
 
 ROOTFS = {"kind": "directory", "path": "/bundle/rootfs"}
@@ -110,7 +115,14 @@ def test_lease_replaces_loopback() -> None:
 
 
 def test_overlay() -> None:
-    rootfs = {"kind": "overlay", "target": "/c/rootfs", "lower": ["/d/b", "/d/a,:"], "upper": "/c/u", "work": "/c/w", "volatile": True}
+    rootfs = {
+        "kind": "overlay",
+        "target": "/c/rootfs",
+        "lower": ["/d/b", "/d/a,:"],
+        "upper": "/c/u",
+        "work": "/c/w",
+        "volatile": True,
+    }
     op = ("root_overlay", "/c/rootfs", ["/d/b", "/d/a,:"], "/c/u", "/c/w", ",volatile")
     assert op in planned(rootfs=rootfs)
     assert read_plan(rootfs, ["etc/passwd"], 10).ops[-2:] == [op, ("read", "etc/passwd", 10)]
@@ -148,7 +160,9 @@ def test_reaper_and_user() -> None:
 
 def test_exec_joins_and_does_not_mount() -> None:
     process = {"args": ["id"], "cwd": "/", "env": []}
-    p = exec_plan(process, {}, Facts, into=True, joins=0, namespaces=[("pid", "/proc/9/ns/pid"), ("mount", "/proc/9/ns/mnt")])
+    p = exec_plan(
+        process, {}, Facts, into=True, joins=0, namespaces=[("pid", "/proc/9/ns/pid"), ("mount", "/proc/9/ns/mnt")]
+    )
     assert p.ops[:3] == [("setns", 6, 0x20000000), ("setns", 7, 0x20000), ("clone", 0, 5)]
     assert p.files == ["/proc/9/ns/pid", "/proc/9/ns/mnt"]
     assert "mount" not in names(p.ops)
@@ -242,7 +256,11 @@ def update(path: str, value: Any) -> Any:
         ("process.rlimits.0.soft", 9999, "$.process.rlimits[0].soft: found 9999, wanted at most the hard limit 1024"),
         ("process.user.uid", 2**32 - 1, "$.process.user.uid: found 4294967295, wanted at most 4294967294"),
         ("mounts.0.options", ["idmap"], "$.mounts[0].options[0]: the mount option 'idmap' is not built yet"),
-        ("mounts.0.options", ["rsync"], "$.mounts[0].options[0]: found 'rsync': the kernel has no recursive form of 'sync'"),
+        (
+            "mounts.0.options",
+            ["rsync"],
+            "$.mounts[0].options[0]: found 'rsync': the kernel has no recursive form of 'sync'",
+        ),
         ("mounts.0.destination", "proc", "$.mounts[0].destination: found 'proc', wanted an absolute path"),
         ("mounts.0.type", "", "$.mounts[0].type: found nothing, wanted a file system type or the option bind"),
         (
@@ -255,7 +273,11 @@ def update(path: str, value: Any) -> Any:
             {"destination": "/x", "source": "/y", "options": ["bind", "sync"]},
             "$.mounts[0].options: found 'sync': it belongs to a file system, a bind mount cannot have it",
         ),
-        ("mounts.0.uidMappings", [{"containerID": 0, "hostID": 0, "size": 1}], "$.mounts[0].uidMappings: id-mapped mounts"),
+        (
+            "mounts.0.uidMappings",
+            [{"containerID": 0, "hostID": 0, "size": 1}],
+            "$.mounts[0].uidMappings: id-mapped mounts",
+        ),
         ("linux.devices", [{"path": "/dev/x", "type": "z"}], "$.linux.devices[0].type: found 'z', wanted c, b, u or p"),
         (
             "linux.devices",
@@ -303,11 +325,24 @@ def test_the_last_option_wins(options: list[str]) -> None:
 
 
 SECTIONS = st.sampled_from(
-    ["namespaces", "devices", "sysctl", "maskedPaths", "resources", "rootfsPropagation", "personality", "seccomp", "timeOffsets"]
+    [
+        "namespaces",
+        "devices",
+        "sysctl",
+        "maskedPaths",
+        "resources",
+        "rootfsPropagation",
+        "personality",
+        "seccomp",
+        "timeOffsets",
+    ]
 )
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-5, 1 << 40) | st.text(max_size=8) | st.sampled_from(["pid", "mount", "c"]),
-    lambda x: st.lists(x, max_size=3) | st.dictionaries(st.sampled_from(["type", "path", "names", "domain", "a"]), x, max_size=3),
+    lambda x: (
+        st.lists(x, max_size=3)
+        | st.dictionaries(st.sampled_from(["type", "path", "names", "domain", "a"]), x, max_size=3)
+    ),
     max_leaves=8,
 )
 

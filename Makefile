@@ -11,7 +11,7 @@ run:
 
 test:
 	@tools/setup test
-	$(PYTHON) -m pytest $(PYTEST)
+	tools/isolated $(PYTHON) -m pytest $(PYTEST)
 
 lint:
 	@tools/setup lint

@@ -51,7 +51,7 @@ class Finder:
 
     @classmethod
     def exec_module(cls, module: ModuleType) -> None:
-        exec(marshal.loads(cls.entries[module.__name__][3]), module.__dict__)  # noqa: S102, S302
+        exec(marshal.loads(cls.entries.pop(module.__name__)[3]), module.__dict__)  # noqa: S102, S302
 
 
 def read() -> dict[str, Entry]:

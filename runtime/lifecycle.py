@@ -13,6 +13,7 @@ from pycontain.runtime import namespaces, spec
 from pycontain.runtime.errors import Conflict, KernelError, NotFound, PycontainError, SpecError
 from pycontain.runtime.jsontext import dump, parse
 from pycontain.runtime.kernel.cgroup import absolute, hierarchies, open_cgroup
+from pycontain.runtime.kernel.host import probe
 from pycontain.runtime.paths import is_directory, real
 from pycontain.runtime.plan.mounts import DEFAULT_DEVICES
 from pycontain.runtime.plan.ops import describe
@@ -24,7 +25,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from pycontain.runtime.kernel.cgroup import Cgroup, Hierarchy
+    from pycontain.runtime.kernel.cgroup import Cgroup
     from pycontain.runtime.namespaces import Launcher, Process
 
 OCI_VERSION = "1.3.0"
@@ -38,23 +39,6 @@ _NS_FILES = (
     ("time", "time_for_children"),
     ("mount", "mnt"),
 )
-
-
-class Facts:
-    """The facts of this host that a plan depends on."""
-
-    __slots__ = ("cgroup_hierarchies", "cgroup_mode", "last_cap")
-
-    def __init__(self, found: list[Hierarchy] | None = None) -> None:
-        found = hierarchies() if found is None else found
-        unified = any(h.unified for h in found)
-        controllers = any(h.controllers for h in found)
-        self.cgroup_mode = ("hybrid" if controllers else "v2") if unified else "v1"
-        self.cgroup_hierarchies = [
-            (h.mount.rsplit("/", 1)[1], "" if h.unified else ",".join(h.controllers) or f"name={h.name}") for h in found
-        ]
-        with open("/proc/sys/kernel/cap_last_cap", "rb", buffering=0) as file:
-            self.last_cap = int(file.read(16))
 
 
 class Running:
@@ -162,14 +146,13 @@ def create(
     path = cgroup_path(config, id)
     found = hierarchies()
     cgroup = open_cgroup(path, found)
-    facts = Facts(found)
     rootfs = rootfs or _rootfs(config, bundle)
     resources = _resources(config)
     program = cgroup.device_program(resources)
     into, joins = _joins(cgroup)
     p = plan(
         config,
-        facts,
+        probe(found),
         rootfs,
         lease,
         bundle=bundle,
@@ -379,7 +362,7 @@ def _plan_again(container: Container) -> Plan:
     into, joins = _joins(cgroup)
     rootfs = {"kind": "directory", "path": "/"}
     program = cgroup.device_program(_resources(config))
-    p = plan(config, Facts(), rootfs, None, into=into, joins=joins, device_program=program, listen=True, keyring="")
+    p = plan(config, probe(), rootfs, None, into=into, joins=joins, device_program=program, listen=True, keyring="")
     more = container.fields["operations"] - len(p.ops)  # a network has more operations than the loopback alone
     p.ops = [("sync",)] * more + p.ops[max(0, -more) :]
     return p
@@ -506,7 +489,7 @@ def exec(
             linux = {
                 key: value for key, value in (config.get("linux") or {}).items() if key in ("seccomp", "personality")
             }
-            p = exec_plan(process, linux, Facts(), into=into, joins=joins, namespaces=join, preserve_fds=preserve_fds)
+            p = exec_plan(process, linux, probe(), into=into, joins=joins, namespaces=join, preserve_fds=preserve_fds)
             started = namespaces.launch(p, cgroup_fds=cgroup_fds, stdio=stdio, console=console, launcher=launcher)
         finally:
             for fd in cgroup_fds:
@@ -604,7 +587,7 @@ def explain(
     resources = _resources(config)
     p = plan(
         config,
-        Facts(),
+        probe(),
         rootfs,
         lease,
         bundle=bundle,

@@ -239,8 +239,15 @@ def _create(root: str, options: dict[str, Any], words: list[str]) -> int:
     from pycontain.runtime import lifecycle
 
     console = _console(options)
-    lifecycle.create(words[0], options.get("bundle", "."), root=root, console=console, **_create_options(options))
+    bundle = options.get("bundle", ".")
+    _warn(lifecycle.create(words[0], bundle, root=root, console=console, **_create_options(options)))
     return 0
+
+
+def _warn(running: Any) -> None:
+    """What the specification wants logged and not refused (config.md: capabilities that this kernel does not have)."""
+    for warning in running.process.plan.warnings:
+        os.write(2, f"pycontain-runtime: warning: {warning}\n".encode())
 
 
 def _create_options(options: dict[str, Any]) -> dict[str, Any]:
@@ -284,6 +291,7 @@ def _run(root: str, options: dict[str, Any], words: list[str]) -> int:
         ours, console = terminal.pair()
     signals = Signals() if not options.get("detach") else None
     running = lifecycle.create(id, bundle, root=root, console=console, listen=False, **settings)
+    _warn(running)
     try:
         if console is not None:
             os.close(console)

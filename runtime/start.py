@@ -25,7 +25,7 @@ CACHE = f"{HERE}/__pycache__/start.{sys.implementation.cache_tag}"
 # What ``pycontain-runtime run`` imports; a test holds this list against what it really does.
 MODULES = (
     "errors", "main", "lifecycle", "paths", "jsontext", "spec", "namespaces", "channel", "plan", "plan.ops",
-    "plan.plan", "plan.identity", "plan.mounts", "kernel", "kernel.cgroup", "kernel.cgroup_v1", "state",
+    "plan.plan", "plan.identity", "plan.mounts", "kernel", "kernel.cgroup", "kernel.host", "kernel.cgroup_v1", "state",
 )  # fmt: skip
 
 

@@ -2,16 +2,17 @@
 
 ``probe()`` costs nothing; each fact is read when it is first asked for, and kept. ``Host.from_dict`` makes one
 from given facts (in tests, or the guest's for a microVM): such a one never looks at this machine. Start path:
-imports ``os`` and the cgroup module alone.
+imports the cgroup module alone.
 """
 
 from __future__ import annotations
 
-import os
+import posix as os
 from errno import EINVAL
 
 from pycontain.runtime.errors import KernelError
 from pycontain.runtime.kernel import cgroup
+from pycontain.runtime.paths import exists
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -101,9 +102,13 @@ class Host:
         return facts
 
 
-def probe() -> Host:
-    """This machine, as the calling process sees it."""
-    return Host(_PROBES)
+def probe(found: list[cgroup.Hierarchy] | None = None) -> Host:
+    """This machine, as the calling process sees it. ``found``: what ``cgroup.hierarchies()`` has just said."""
+    host = Host(_PROBES)
+    if found is not None:
+        host.cgroups = _as_dicts(found)
+        host.cgroup = cgroup.mode_of(found)
+    return host
 
 
 def parse_release(release: str) -> tuple[int, int]:
@@ -126,10 +131,10 @@ def _status(field: str) -> str | None:
     return None
 
 
-def _cgroups() -> list[dict[str, Any]]:
+def _as_dicts(found: list[cgroup.Hierarchy]) -> list[dict[str, Any]]:
     return [
         {"mount": item.mount, "controllers": list(item.controllers), "name": item.name, "unified": item.unified}
-        for item in cgroup.hierarchies()
+        for item in found
     ]
 
 
@@ -159,7 +164,7 @@ _PROBES: dict[str, Callable[[], Any]] = {
     "arch": lambda: os.uname().machine,
     "bounding": lambda: int(_status("CapBnd") or "0", 16),
     "cgroup": cgroup.detect,
-    "cgroups": _cgroups,
+    "cgroups": lambda: _as_dicts(cgroup.hierarchies()),
     "euid": os.geteuid,
     "filesystems": lambda: [line.split()[-1] for line in cgroup.read("/proc/filesystems").splitlines()],
     "in_userns": _in_userns,
@@ -169,5 +174,5 @@ _PROBES: dict[str, Callable[[], Any]] = {
     "own_cgroup": _own_cgroup,
     "release": lambda: os.uname().release,
     "seccomp": lambda: _status("Seccomp") is not None,
-    "selinux": lambda: os.path.exists("/sys/fs/selinux/enforce"),
+    "selinux": lambda: exists("/sys/fs/selinux/enforce"),
 }

@@ -170,38 +170,39 @@ def mount_ops(mount: dict[str, Any], path: str, bundle: str, cgroup: CgroupView)
 
 
 class CgroupView:
-    """What the container sees at its cgroup mount. ``hierarchies``: (name below /sys/fs/cgroup, options) of v1."""
+    """What the container sees at its cgroup mount. ``hierarchies``: the host's (``Host.cgroups``)."""
 
-    __slots__ = ("hierarchies", "mode", "namespaced", "path")
+    __slots__ = ("hierarchies", "namespaced", "path")
 
-    def __init__(self, mode: str, hierarchies: list[tuple[str, str]], path: str, namespaced: bool) -> None:
-        self.mode = mode
+    def __init__(self, hierarchies: list[dict[str, Any]], path: str, namespaced: bool) -> None:
         self.hierarchies = hierarchies
         self.path = path
         self.namespaced = namespaced
 
     def mounts(self, target: str, options: Options) -> list[Op]:
-        if self.mode == "v2":
-            return [self._one("cgroup2", "", target, "/sys/fs/cgroup", options), *options.attributes(target)]
+        if all(hierarchy["unified"] for hierarchy in self.hierarchies):
+            return [self._one(self.hierarchies[0], target, options), *options.attributes(target)]
         # A tmpfs with one directory a hierarchy. Read-only last, when its directories are there.
         ops: list[Op] = [("mount", "tmpfs", target, "tmpfs", options.flags & ~1, "mode=755", 1)]
-        for name, data in self.hierarchies:
-            below = f"{target}/{name}"
-            kind = "cgroup2" if name == "unified" else "cgroup"
-            ops.append(self._one(kind, data, below, f"/sys/fs/cgroup/{name}", options))
+        for hierarchy in self.hierarchies:
+            name = hierarchy["mount"].rpartition("/")[2]
+            ops.append(self._one(hierarchy, f"{target}/{name}", options))
             if not self.namespaced:
-                ops.append(("attr", below, options.attr_set, options.attr_clear, 0, 0))
-            for alias in data.split(",") if "," in data and "=" not in data else ():
-                if alias != name:
-                    ops.append(("symlink", name, f"{target}/{alias}"))
+                ops.append(("attr", f"{target}/{name}", options.attr_set, options.attr_clear, 0, 0))
+            if len(hierarchy["controllers"]) > 1:
+                aliases = (alias for alias in hierarchy["controllers"] if alias != name)
+                ops.extend(("symlink", name, f"{target}/{alias}") for alias in aliases)
         if options.flags & 1:
             ops.append(("attr", target, ATTR_RDONLY, 0, 0, 0))
         return [*ops, *options.attributes(target)]
 
-    def _one(self, kind: str, data: str, target: str, host: str, options: Options) -> Op:
-        if self.namespaced:
-            return ("mount", "cgroup", target, kind, options.flags, data, 1)
-        return ("bind", host + self.path, target, 0)
+    def _one(self, hierarchy: dict[str, Any], target: str, options: Options) -> Op:
+        if not self.namespaced:
+            return ("bind", hierarchy["mount"] + self.path, target, 0)
+        if hierarchy["unified"]:
+            return ("mount", "cgroup", target, "cgroup2", options.flags, "", 1)
+        which = ",".join(hierarchy["controllers"]) or f"name={hierarchy['name']}"
+        return ("mount", "cgroup", target, "cgroup", options.flags, which, 1)
 
 
 DEFAULT_DEVICES = (("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9), ("tty", 5, 0))

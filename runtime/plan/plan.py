@@ -15,6 +15,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from pycontain.runtime.kernel.host import Host
     from pycontain.runtime.plan.ops import Op
     from pycontain.runtime.spec import Spec
 
@@ -69,6 +70,7 @@ class Plan:
         self.gid_maps: list[dict[str, int]] = []
         self.hooks: dict[str, list[dict[str, Any]]] = {}
         self.console = self.listener = False
+        self.warnings: list[str] = []
 
     def file(self, path: str) -> int:
         """The descriptor number that init will see for ``path``."""
@@ -97,7 +99,7 @@ class Plan:
 
 def plan(
     spec: Spec,
-    host: Any,
+    host: Host,
     rootfs: dict[str, Any],
     lease: Any = None,
     *,
@@ -114,7 +116,7 @@ def plan(
 ) -> Plan:
     """The plan of a container's creation and start.
 
-    ``host``: ``cgroup_mode`` ("v1", "v2", "hybrid"), ``cgroup_hierarchies`` [(name, options)], ``last_cap``.
+    ``host``: the facts (``kernel.host.Host``); of the guest, where the plan is for a machine.
     ``rootfs``: ``{"kind": "directory", "path"}`` or ``{"kind": "overlay", "target", "lower", "upper", "work"}``.
     ``lease``: None, or an object whose ``netlink`` is [(description, rtnetlink request)].
     ``cgroup``: its absolute path in the hierarchies; ``into``: clone3(CLONE_INTO_CGROUP) takes its cgroup2 directory;
@@ -249,7 +251,7 @@ def _names(p: Plan, spec: Spec, new: int) -> None:
             p.ops.append((op, spec[key]))
 
 
-def _filesystem(p: Plan, spec: Spec, host: Any, rootfs: dict[str, Any], bundle: str, new: int, cgroup: str) -> None:
+def _filesystem(p: Plan, spec: Spec, host: Host, rootfs: dict[str, Any], bundle: str, new: int, cgroup: str) -> None:
     linux, process = spec.get("linux") or {}, spec["process"]
     own_mounts = bool(new & NAMESPACES["mount"])
     propagation = linux.get("rootfsPropagation") or "rslave"
@@ -273,9 +275,7 @@ def _filesystem(p: Plan, spec: Spec, host: Any, rootfs: dict[str, Any], bundle: 
     if propagation.endswith("unbindable"):
         p.ops.append(("attr", "/", 0, 0, PROPAGATION["unbindable"], int(propagation[0] == "r")))
 
-    view = CgroupView(
-        host.cgroup_mode, host.cgroup_hierarchies, "" if cgroup == "/" else cgroup, bool(new & NAMESPACES["cgroup"])
-    )
+    view = CgroupView(host.cgroups, "" if cgroup == "/" else cgroup, bool(new & NAMESPACES["cgroup"]))
     late: list[Op] = []
     bound_dev = False
     for i, mount in enumerate(spec.get("mounts") or ()):
@@ -326,7 +326,7 @@ def hook_op(hook: dict[str, Any], path: str) -> Op:
     return ("hook", path, hook["path"], hook.get("args") or [hook["path"]], hook.get("env") or [], timeout or 0)
 
 
-def process_ops(p: Plan, process: dict[str, Any], linux: dict[str, Any], host: Any, *, reap: bool = False) -> None:
+def process_ops(p: Plan, process: dict[str, Any], linux: dict[str, Any], host: Host, *, reap: bool = False) -> None:
     """From the container's inside to execve: limits, identity, filter, program; for the first process and for exec."""
     ops = p.ops
     user = process.get("user") or {}
@@ -354,7 +354,7 @@ def process_ops(p: Plan, process: dict[str, Any], linux: dict[str, Any], host: A
         ops.append(filter_op)  # without no_new_privs the kernel wants CAP_SYS_ADMIN for it, which is about to go
     caps = process.get("capabilities") or {}
     masks = {
-        name: caps_mask(caps.get(name) or [], f"$.process.capabilities.{name}", host.last_cap)
+        name: caps_mask(caps.get(name) or [], f"$.process.capabilities.{name}", host.last_cap, p.warnings)
         for name in ("bounding", "effective", "permitted", "inheritable", "ambient")
     }
     # capabilities(7): no capability is ambient that is not permitted and inheritable too. `runc spec` writes such.
@@ -395,7 +395,7 @@ def _seccomp(linux: dict[str, Any]) -> Op | None:
 def exec_plan(
     process: dict[str, Any],
     linux: dict[str, Any],
-    host: Any,
+    host: Host,
     *,
     into: bool,
     joins: int,

@@ -210,6 +210,17 @@ def test_capabilities_are_exactly_those_asked_for(runtime: Runtime, bundle: Bund
     assert values["NoNewPrivs"] == "1"
 
 
+def test_capabilities_that_nobody_knows_are_worth_a_warning(runtime: Runtime, bundle: Bundle) -> None:
+    def change(config: dict[str, Any]) -> None:
+        config["process"]["capabilities"] = {"bounding": ["CAP_KILL", "CAP_MAGIC"]}
+
+    done = runtime("run", "-b", bundle("grep", "CapBnd", "/proc/self/status", change=change), "t-warn", check=True)
+    assert int(done.stdout.split()[1], 16) == 1 << 5
+    assert done.stderr == (
+        "pycontain-runtime: warning: $.process.capabilities.bounding[1]: CAP_MAGIC is not a capability, ignored\n"
+    )
+
+
 def test_mounts_as_configured(runtime: Runtime, bundle: Bundle, tmp_path: Path) -> None:
     source = tmp_path / "source"
     (source / "sub").mkdir(parents=True)

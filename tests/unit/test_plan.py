@@ -12,31 +12,30 @@ from hypothesis import strategies as st
 from pycontain.runtime import spec as spec_module
 from pycontain.runtime.errors import PycontainError, SpecError, Unsupported
 from pycontain.runtime.example import EXAMPLE
+from pycontain.runtime.kernel.host import Host
 from pycontain.runtime.plan.mounts import _CLEARS, _FLAGS, Options
 from pycontain.runtime.plan.ops import NO_FD, REAP, describe, encode
 from pycontain.runtime.plan.plan import exec_plan, plan, read_plan
 
 
-class Facts:
-    cgroup_mode = "v2"
-    cgroup_hierarchies = [("unified", "")]
-    last_cap = 40
+def hierarchy(mount: str, *controllers: str, name: str = "", unified: bool = False) -> dict[str, Any]:
+    return {"mount": f"/sys/fs/cgroup{mount}", "controllers": list(controllers), "name": name, "unified": unified}
 
 
-class Hybrid(Facts):
-    cgroup_mode = "hybrid"
-    cgroup_hierarchies = [
-        ("cpu,cpuacct", "cpu,cpuacct"),
-        ("memory", "memory"),
-        ("systemd", "name=systemd"),
-        ("unified", ""),
-    ]
+V2 = Host.from_dict({"cgroup": "v2", "cgroups": [hierarchy("", unified=True)], "last_cap": 40})
+V1S = [
+    hierarchy("/cpu,cpuacct", "cpu", "cpuacct"),
+    hierarchy("/memory", "memory"),
+    hierarchy("/systemd", name="systemd"),
+    hierarchy("/unified", unified=True),
+]
+HYBRID = Host.from_dict({"cgroup": "hybrid", "cgroups": V1S, "last_cap": 40})
 
 
 ROOTFS = {"kind": "directory", "path": "/bundle/rootfs"}
 
 
-def planned(host: Any = Facts, rootfs: dict[str, Any] = ROOTFS, change: Any = None, **options: Any) -> list[Any]:
+def planned(host: Any = V2, rootfs: dict[str, Any] = ROOTFS, change: Any = None, **options: Any) -> list[Any]:
     config: dict[str, Any] = copy.deepcopy(EXAMPLE)
     config["process"]["terminal"] = False
     if change:
@@ -75,14 +74,14 @@ def test_the_example_on_v2() -> None:
 
 
 def test_joins_on_a_hybrid_host() -> None:
-    ops = planned(Hybrid, into=True, joins=3)
+    ops = planned(HYBRID, into=True, joins=3)
     assert ops[0][0::2] == ("clone", 5)
     assert ops[1:4] == [("join", 6), ("join", 7), ("join", 8)]
-    assert planned(Hybrid, joins=3)[0] == ("clone", 0x6C020000, NO_FD)
+    assert planned(HYBRID, joins=3)[0] == ("clone", 0x6C020000, NO_FD)
 
 
 def test_cgroup_mount_on_a_hybrid_host() -> None:
-    ops = planned(Hybrid, joins=3)
+    ops = planned(HYBRID, joins=3)
     mounts = {op[2]: op for op in ops if op[0] == "mount"}
     assert mounts["/sys/fs/cgroup"][3] == "tmpfs"
     assert mounts["/sys/fs/cgroup/memory"][3:6] == ("cgroup", mounts["/sys/fs/cgroup/memory"][4], "memory")
@@ -109,7 +108,7 @@ def test_lease_replaces_loopback() -> None:
 
     config = copy.deepcopy(EXAMPLE)
     config["process"]["terminal"] = False
-    ops = plan(config, Facts, ROOTFS, Lease).ops
+    ops = plan(config, V2, ROOTFS, Lease).ops
     assert ("netlink", "bring lo up", b"abcd") in ops
     assert ("loopback",) not in ops
 
@@ -161,7 +160,7 @@ def test_reaper_and_user() -> None:
 def test_exec_joins_and_does_not_mount() -> None:
     process = {"args": ["id"], "cwd": "/", "env": []}
     p = exec_plan(
-        process, {}, Facts, into=True, joins=0, namespaces=[("pid", "/proc/9/ns/pid"), ("mount", "/proc/9/ns/mnt")]
+        process, {}, V2, into=True, joins=0, namespaces=[("pid", "/proc/9/ns/pid"), ("mount", "/proc/9/ns/mnt")]
     )
     assert p.ops[:3] == [("setns", 6, 0x20000000), ("setns", 7, 0x20000), ("clone", 0, 5)]
     assert p.files == ["/proc/9/ns/pid", "/proc/9/ns/mnt"]
@@ -171,7 +170,7 @@ def test_exec_joins_and_does_not_mount() -> None:
 def test_exec_enters_the_cgroup_namespace_only_when_it_is_in_the_cgroup() -> None:
     process = {"args": ["id"], "cwd": "/", "env": []}
     joined = [("cgroup", "/proc/9/ns/cgroup"), ("mount", "/proc/9/ns/mnt")]
-    p = exec_plan(process, {}, Facts, into=True, joins=1, namespaces=joined)
+    p = exec_plan(process, {}, V2, into=True, joins=1, namespaces=joined)
     assert p.ops[:4] == [("setns", 8, 0x20000), ("clone", 0, 5), ("join", 6), ("setns", 7, 0x2000000)]
 
 
@@ -353,7 +352,7 @@ def test_any_configuration_is_planned_or_refused(linux: dict[str, Any], terminal
     config["linux"].update(linux)
     config["process"]["terminal"] = terminal
     try:
-        ops = plan(spec_module.check(config), Facts, ROOTFS).ops
+        ops = plan(spec_module.check(config), V2, ROOTFS).ops
     except PycontainError as error:
         assert error.message
     else:

@@ -185,7 +185,7 @@ def remove(engine: Engine, text: str, *, force: bool = False) -> list[str]:
         if running or (using and not force):
             shown = (running or using)[0]
             raise Conflict(
-                f'cannot remove image "{image.name}": container {shown} uses it',
+                f'cannot remove image "{image.name}": it is in use by container {shown}',
                 hint=f"pycontain rm {'-f ' if running else ''}{shown}",
             )
     lines = []

@@ -453,3 +453,39 @@ def test_exec_on_a_terminal(host: Host) -> None:
 def test_t_without_a_terminal_is_refused(host: Host) -> None:
     done = host("run", "--rm", "-it", IMAGE, "sh", status=125)
     assert done.stderr == "pycontain: -t wants a terminal, but standard input is none\n\nhint: leave out -t\n"
+
+
+def test_an_image_in_use_stays_until_its_containers_are_gone(host: Host) -> None:
+    host("create", "--name", "user", IMAGE)
+    assert host("rmi", IMAGE, status=1).stderr == (
+        'pycontain: cannot remove image "alpine:latest": it is in use by container user\n\nhint: pycontain rm user\n'
+    )
+    host("tag", IMAGE, "other:1")
+    assert host.out("rmi", "other:1") == "Untagged: other:1\n"
+    host("start", "user")
+    host("wait", "user")
+    host("rm", "user")
+
+
+def test_images_are_saved_removed_and_loaded(host: Host, tmp_path: Path) -> None:
+    identifier = json.loads(host.out("images", "--format", "json"))["ID"]
+    for form in ("docker-archive", "oci-archive"):
+        host("tag", IMAGE, f"copy:{form}")
+        host("save", "--format", form, "-o", str(tmp_path / form), f"copy:{form}")
+        host("rmi", f"copy:{form}")
+        assert host.out("load", "-i", str(tmp_path / form)) == f"Loaded image: copy:{form}\n"
+        assert json.loads(host.out("inspect", f"copy:{form}"))[0]["Id"] == identifier
+        assert host.out("run", "--rm", "--network", "none", f"copy:{form}", "echo", "loaded") == "loaded\n"
+        host("rmi", f"copy:{form}")
+    assert host.out("images", "-q") == identifier.removeprefix("sha256:")[:12] + "\n"
+    assert host.out("run", "--rm", "--network", "none", identifier[7:20], "echo", "by id") == "by id\n"
+
+
+def test_logs_are_followed_to_the_end_and_cut_at_the_start(host: Host) -> None:
+    host("run", "-d", "--name", "talk", IMAGE, "sh", "-c", "for i in 1 2 3 4 5; do echo $i; sleep 0.1; done")
+    assert host.out("logs", "-f", "talk") == "1\n2\n3\n4\n5\n"
+    assert host.out("logs", "-n", "2", "talk") == "4\n5\n"
+    assert host.out("logs", "-t", "-n", "1", "talk").endswith("Z 5\n")
+    assert host.out("logs", "--since", "1h", "talk") == "1\n2\n3\n4\n5\n"
+    assert host.out("logs", "--since", "2100-01-01T00:00:00Z", "talk") == ""
+    host("rm", "talk")

@@ -57,6 +57,7 @@ class Plan:
 
     __slots__ = (
         "base", "console", "files", "gid_maps", "hooks", "into", "joins", "late", "listener", "ops", "uid_maps",
+        "warnings",
     )  # fmt: skip
 
     def __init__(self, base: int, into: bool, joins: int) -> None:

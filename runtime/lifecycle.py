@@ -113,6 +113,7 @@ def create(
     lease: Any = None,
     stdio: tuple[int, int, int] | None = None,
     console: int | None = None,
+    console_size: dict[str, int] | None = None,
     launcher: Launcher | None = None,
     pid_file: str | None = None,
     no_pivot: bool = False,
@@ -125,6 +126,7 @@ def create(
 
     ``rootfs``: None for the bundle's own, or an overlay. ``lease``: an object with ``netlink`` and ``attach(pid)``.
     ``console``: a connected socket that the terminal's master is sent to, wanted exactly if $.process.terminal.
+    ``console_size``: its $.process.consoleSize, where the configuration says none.
     ``listen``: whether another process will start it; without, only ``Running.process.start`` can.
     ``reap``: a reaper as pid 1, in front of the program.
     Raises Conflict, SpecError, Unsupported, KernelError, PycontainError; nothing is left behind then.
@@ -143,6 +145,8 @@ def create(
         raise PycontainError(
             "found a console socket, but $.process.terminal is not true", hint="set $.process.terminal to true"
         )
+    if console_size is not None:
+        config["process"].setdefault("consoleSize", console_size)
     path = cgroup_path(config, id)
     found = hierarchies()
     cgroup = open_cgroup(path, found)

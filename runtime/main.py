@@ -289,6 +289,7 @@ def _run(root: str, options: dict[str, Any], words: list[str]) -> int:
         from pycontain.runtime import terminal
 
         ours, console = terminal.pair()
+        settings["console_size"] = terminal.size(0)
     signals = Signals() if not options.get("detach") else None
     running = lifecycle.create(id, bundle, root=root, console=console, listen=False, **settings)
     _warn(running)
@@ -412,6 +413,7 @@ def _exec(root: str, options: dict[str, Any], words: list[str]) -> int:
         from pycontain.runtime import terminal
 
         ours, console = terminal.pair()
+        process.setdefault("consoleSize", terminal.size(0) or {"height": 0, "width": 0})
     signals = Signals() if not options.get("detach") else None
     running = lifecycle.exec(
         words[0],

@@ -49,6 +49,15 @@ def receive(fd: int) -> int:
     raise PycontainError("init sent no terminal")
 
 
+def size(fd: int) -> dict[str, int] | None:
+    """The window of ``fd`` as $.process.consoleSize has it; None where it is not a terminal."""
+    try:
+        data = ioctl(fd, termios.TIOCGWINSZ, b"\0" * 8)
+    except OSError:
+        return None
+    return {"height": int.from_bytes(data[:2], "little"), "width": int.from_bytes(data[2:4], "little")}
+
+
 def copy_size(source: int, master: int) -> None:
     """Give ``master`` the window size of ``source``, where that is a terminal."""
     try:

@@ -104,7 +104,8 @@ def run(
     works: the fastest way, without supervisor, network or image. ``input`` is all of standard input.
 
     Raises NotFound (image), Conflict (name, port), SpecError, Unsupported, KernelError, PycontainError; exit_code of
-    an error is 126 where the program cannot be executed and 127 where it is not found.
+    an error is 126 where the program cannot be executed and 127 where it is not found. When this is interrupted
+    (KeyboardInterrupt), the container is killed and removed.
     """
     if bundle is not None:
         if image is not None or args or options or input is not None:
@@ -119,7 +120,8 @@ def run(
     options.setdefault("rm", True)
     engine = _engine(root, run_root)
     collected = _Collected(input)
-    status, oom = running.run(engine, _read(image, args, dict(options), input is not None), attach=collected.attach)
+    wanted = _read(image, args, dict(options), input is not None)
+    status, oom = running.run(engine, wanted, attach=collected.attach, give_up=True)
     return Result(status, bytes(collected.stdout), bytes(collected.stderr), oom)
 
 

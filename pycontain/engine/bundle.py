@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from pycontain.network.lease import Lease
 
 _USER_FILES = ("etc/passwd", "etc/group")
+# Of an image's configuration, what a later start needs; the image may be gone by then.
+_KEPT = ("User", "Env", "Entrypoint", "Cmd", "WorkingDir")
 _NOT_DEVICES = ("pts", "shm", "mqueue", "fd", "console", "tty", "ptmx", "null", "zero", "full", "random", "urandom")
 
 
@@ -51,7 +53,7 @@ def record(
             "manifest": image.manifest.descriptor.digest,
             "layers": list(lowers),
         },
-        image_config=dict(config.raw.get("config") or {}),
+        image_config={name: value for name, value in (config.raw.get("config") or {}).items() if name in _KEPT},
         options=options.to_json(),
         args=args,
         command=options.args or ([] if options.entrypoint is not None else list(config.cmd)),

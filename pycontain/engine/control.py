@@ -57,15 +57,22 @@ def stop(engine: Engine, text: str, seconds: int | None = None) -> None:
     if seconds is None:
         chosen = container.options.get("stop_timeout")
         seconds = DEFAULT_STOP_SECONDS if chosen is None else int(chosen)
-    wanted = container.options.get("stop_signal") or container.record.get("stop_signal") or "TERM"
     try:
-        send(engine, container, signal_number(str(wanted)))
+        send(engine, container, _stop_signal(container))
         if not _ended_within(container, seconds):
             send(engine, container, 9)
             _ended_within(container, DEFAULT_STOP_SECONDS)
     except Conflict:
         pass  # it ended by itself meanwhile
     teardown.settle(engine, container)
+
+
+def _stop_signal(container: Container) -> int:
+    """The user's, or the image's; an image that names nonsense does not make its containers unstoppable."""
+    try:
+        return signal_number(str(container.record.get("stop_signal") or "TERM"))
+    except PycontainError:
+        return 15
 
 
 def _ended_within(container: Container, seconds: int) -> bool:

@@ -15,7 +15,7 @@ import time
 from pycontain.engine import supervise, teardown
 from pycontain.engine.containers import Container
 from pycontain.runtime import lifecycle
-from pycontain.runtime.errors import Conflict, KernelError, PycontainError
+from pycontain.runtime.errors import Conflict, KernelError, NotFound, PycontainError
 from pycontain.runtime.state import boot_id, start_time
 
 TYPE_CHECKING = False
@@ -266,22 +266,32 @@ def run(
     warn: Say | None = None,
     attach: Callable[[Started], Any],
     oom: Callable[[str, int], None] | None = None,
+    give_up: bool = False,
 ) -> tuple[int, bool]:
     """``run`` in the foreground: create, start, ``attach`` until the end, clear up. (exit status, whether OOM killed).
 
     ``attach`` moves the bytes and returns an `attach.Ended`; where that says detached, the container goes on alone.
     A container that could not be started is removed again. ``oom`` is told the name and the memory limit.
+    ``give_up``: when ``attach`` raises, the container is killed and removed, not left alone in the background.
     """
     container = create(engine, options, progress=progress)
     try:
         try:
             started = start(engine, container, own=True, warn=warn)
         except BaseException:
-            teardown.discard(engine, container)
+            _discard(engine, container, options)
             raise
     finally:
         container.lock.release()
-    status = follow(engine, started, attach, oom=oom)
+    try:
+        status = follow(engine, started, attach, oom=oom)
+    except BaseException:
+        if give_up:
+            try:
+                teardown.remove(engine, container.id, force=True)
+            except NotFound:
+                pass
+        raise
     return status, bool(container.state.get("oom_killed"))
 
 
@@ -324,11 +334,18 @@ def run_detached(engine: Engine, options: Options, *, progress: TextIO | None = 
         try:
             start(engine, container, warn=warn)
         except BaseException:
-            teardown.discard(engine, container)
+            _discard(engine, container, options)
             raise
     finally:
         container.lock.release()
     return container.id
+
+
+def _discard(engine: Engine, container: Container, options: Options) -> None:
+    """Take back what `create` made."""
+    teardown.discard(engine, container)
+    if options.cidfile:
+        os.unlink(options.cidfile)
 
 
 def exec_(

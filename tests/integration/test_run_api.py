@@ -100,6 +100,20 @@ def test_a_container_object_lives_through_every_verb(host: Host) -> None:
         container.inspect()
 
 
+def test_an_interrupted_run_leaves_nothing(host: Host) -> None:
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, 1.0)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            pycontain.run(IMAGE, ["sleep", "100"])
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
 def test_a_bundle_runs_straight_through_the_runtime(host: Host, tmp_path: Path, rootfs: Path) -> None:
     bundle = write_bundle(tmp_path / "b", rootfs, "sh", "-c", "echo out; echo err >&2; exit 9")
     result = pycontain.run(bundle=bundle)

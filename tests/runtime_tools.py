@@ -8,7 +8,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tarfile
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -28,8 +27,7 @@ def make_rootfs(path: Path) -> Path:
     assets = os.environ.get("PYCONTAIN_TEST_ASSETS")
     tars = sorted(Path(assets, "images").glob("alpine-minirootfs-*.tar.gz")) if assets else []
     if tars:
-        with tarfile.open(tars[-1]) as tar:
-            tar.extractall(path, filter="fully_trusted")
+        subprocess.run(["tar", "-C", path, "-xpf", tars[-1]], check=True)  # Debian's Python knows no extraction filters
         return path
     for name in ("bin", "dev", "etc", "proc", "sys", "tmp", "root", "run"):
         (path / name).mkdir()

@@ -116,12 +116,41 @@ def network_record(lease: Lease | None) -> dict[str, Any] | None:
 
 def prepare(engine: Engine, container: Container, overlay: dict[str, Any], lease: Lease | None) -> dict[str, Any]:
     """Write config.json and the files that it binds; the configuration."""
-    passwd, group = lifecycle.read_in_root(overlay, list(_USER_FILES), identity.FILE_MAX + 1)
+    passwd, group = _user_files(engine, container, overlay)
     options = Options.from_json(container.options)
     config = configuration(engine, container.id, container.record, options, passwd, group, lease, container.path)
     write_etc(engine, container, options, lease)
     files.write_atomic(container.path("config.json"), jsontext.dump(config).encode(), durable=False)
     return config
+
+
+def _user_files(engine: Engine, container: Container, overlay: dict[str, Any]) -> list[bytes | None]:
+    """passwd and group as the container will see them.
+
+    Before a container's first start they are the image's, which is the same for every container of these layers:
+    what init read in-root is kept by the topmost layer's chain id (users/<chain>/), and saves the next start a mount.
+    """
+    if container.state.get("started"):
+        return lifecycle.read_in_root(overlay, list(_USER_FILES), identity.FILE_MAX + 1)
+    chain = os.path.basename(os.path.dirname(overlay["lower"][0]))
+    cache = os.path.join(engine.data, "users", chain)
+    found: list[bytes | None] = []
+    for name in _USER_FILES:
+        path = os.path.join(cache, os.path.basename(name))
+        try:
+            with open(path, "rb") as file:
+                # The first byte says whether there is such a file in the image.
+                data = file.read()
+        except FileNotFoundError:
+            break
+        found.append(data[1:] if data[:1] == b"+" else None)
+    if len(found) < len(_USER_FILES):
+        found = lifecycle.read_in_root(overlay, list(_USER_FILES), identity.FILE_MAX + 1)
+        files.make_directory(cache)
+        for name, content in zip(_USER_FILES, found, strict=True):
+            kept = b"-" if content is None else b"+" + content
+            files.write_atomic(os.path.join(cache, os.path.basename(name)), kept)
+    return found
 
 
 def configuration(

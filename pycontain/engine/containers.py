@@ -63,9 +63,9 @@ class Container:
         return os.path.join(self.directory, name)
 
     def save(self) -> None:
-        files.write_json(
-            self.path("container.json"), {key: value for key, value in self.record.items() if key != "version"}
-        )
+        record = {key: value for key, value in self.record.items() if key != "version"}
+        # One that goes when it ends is not missed after a crash of the host.
+        files.write_json(self.path("container.json"), record, durable=not self.options.get("remove"))
         self.complete = True
 
     def reload(self) -> None:
@@ -141,8 +141,10 @@ class Containers:
         self.run_directory = os.path.join(run, "containers")
         self.names = names.Names(os.path.join(data, "names"))
 
-    def new(self, name: str | None) -> Container:
+    def new(self, name: str | None, *, durable: bool = True) -> Container:
         """Make a directory, lock it and reserve a name. The caller holds ``container.lock`` and saves or removes it.
+
+        ``durable``: the name is on the disk when this returns.
 
         Raises Conflict where the name is taken.
         """
@@ -153,22 +155,22 @@ class Containers:
         files.make_directory(container.directory)
         container.lock.acquire()
         try:
-            container.record["name"] = self._take_name(name, identifier)
+            container.record["name"] = self._take_name(name, identifier, durable)
         except BaseException:
             self.discard(container)
             raise
         return container
 
-    def _take_name(self, name: str | None, identifier: str) -> str:
+    def _take_name(self, name: str | None, identifier: str, durable: bool) -> str:
         if name is not None:
-            self.names.reserve(name, identifier, self.exists)
+            self.names.reserve(name, identifier, self.exists, durable=durable)
             return name
         for attempt in range(1, 1000):
             candidate = names.random_name()
             if attempt > 20:
                 candidate = f"{candidate}-{attempt}"
             try:
-                self.names.reserve(candidate, identifier, self.exists)
+                self.names.reserve(candidate, identifier, self.exists, durable=durable)
             except Conflict:
                 continue
             return candidate

@@ -42,8 +42,8 @@ def write_atomic(path: str, data: bytes, mode: int = 0o600, *, durable: bool = T
         raise KernelError(f"cannot write {path}", error.errno or 0) from None
 
 
-def write_json(path: str, data: dict[str, Any]) -> None:
-    write_atomic(path, dump({"version": VERSION, **data}).encode() + b"\n")
+def write_json(path: str, data: dict[str, Any], *, durable: bool = True) -> None:
+    write_atomic(path, dump({"version": VERSION, **data}).encode() + b"\n", durable=durable)
 
 
 def read_json(path: str) -> dict[str, Any] | None:
@@ -55,6 +55,8 @@ def read_json(path: str) -> dict[str, Any] | None:
         return None
     except OSError as error:
         raise KernelError(f"cannot read {path}", error.errno or 0) from None
+    if not data:
+        return None  # made, and lost to a crash of the host before its content was on the disk
     value = parse(data, path)
     if not isinstance(value, dict):
         raise PycontainError(f"{path} is damaged: not a JSON object")

@@ -38,7 +38,7 @@ class Names:
     def __init__(self, directory: str) -> None:
         self.directory = directory
 
-    def reserve(self, name: str, identifier: str, alive: Callable[[str], bool]) -> None:
+    def reserve(self, name: str, identifier: str, alive: Callable[[str], bool], *, durable: bool = True) -> None:
         """Take ``name`` for ``identifier``; ``alive`` says whether the present owner still exists.
 
         Raises Conflict where another container has it. A name whose owner is gone (a crash) is taken over.
@@ -50,7 +50,7 @@ class Names:
                     f'cannot create container: the name "{name}" is in use by container {owner[:12]}',
                     hint=f"pycontain rm -f {name}",
                 )
-            files.write_atomic(os.path.join(self.directory, name), identifier.encode() + b"\n")
+            files.write_atomic(os.path.join(self.directory, name), identifier.encode() + b"\n", durable=durable)
 
     def free(self, name: str, identifier: str) -> None:
         """Give ``name`` back, if ``identifier`` (still) has it."""

@@ -48,6 +48,7 @@ def prune(engine: Engine, *, images: bool = False, volumes: bool = False) -> Rep
     if images:
         _images(engine, report)
     report.freed = image_store.collect(engine)
+    _users(engine)
     return report
 
 
@@ -146,6 +147,14 @@ def _volumes(engine: Engine, report: Report) -> None:
         if name not in used:
             shutil.rmtree(os.path.join(engine.data, "volumes", name), ignore_errors=True)
             report.lines.append(f"volume {name}")
+
+
+def _users(engine: Engine) -> None:
+    """What was kept of layers that are gone; see bundle."""
+    folder = os.path.join(engine.data, "users")
+    for chain in _entries(folder):
+        if not os.path.isdir(os.path.join(engine.data, "images", "layers", chain)):
+            shutil.rmtree(os.path.join(folder, chain), ignore_errors=True)
 
 
 def _images(engine: Engine, report: Report) -> None:

@@ -101,7 +101,7 @@ def create(engine: Engine, options: Options, *, progress: TextIO | None = None) 
         args = command_line(image.config, options.entrypoint, options.args)
         lowers = bundle.layers(engine, image)
         _write_cidfile_first(options)
-        container = engine.containers.new(options.name)
+        container = engine.containers.new(options.name, durable=not options.remove)
         try:
             bundle.record(engine, container, options, image, args, lowers)
             container.save()

@@ -102,9 +102,21 @@ class Container:
         if not self.complete:
             return "dead"
         recorded = str(self.state.get("status", "dead"))
-        if recorded in ("running", "paused") and not self.alive:
+        if recorded in ("running", "paused") and not self.alive and not self._ending():
             return "exited"
         return recorded
+
+    def _ending(self) -> bool:
+        """Between the process's end and its record: its supervisor lives, and has not written yet how it ended."""
+        from pycontain.engine import supervise
+
+        if self.state.get("boot_id") != boot_id() or os.path.exists(os.path.join(self.run_directory, "exit.json")):
+            return False
+        try:
+            found = supervise.read_processes(os.path.join(self.run_directory, "supervisor.pid"))
+        except PycontainError:
+            return False
+        return found is not None and found.alive()
 
     def exit_state(self) -> dict[str, Any]:
         """{"exit_code", "finished" (ns since the epoch), "oom_killed"} of a container that has ended."""

@@ -98,14 +98,14 @@ def wait(engine: Engine, text: str) -> int:
     """The exit status, when the container has ended and is cleared up."""
     container = engine.containers.find(text)
     status: int | None = None
-    if container.status() in ("running", "paused"):
+    if container.state.get("status") in ("running", "paused"):
         from pycontain.engine import attach
 
         try:
             ended = attach.wait(teardown.attach_socket(container))
             status = ended.status if ended is not None else None
-        except (NotFound, PycontainError):
-            _ended_within(container, -1)
+        except PycontainError:
+            _ended_within(container, -1)  # its supervisor was killed, or has just done its work
         teardown.settle(engine, container)
     if status is None:
         container.reload()

@@ -71,19 +71,20 @@ EXAMPLE: dict[str, Any] = {
 def features() -> dict[str, Any]:
     """The features object of features.md and features-linux.md."""
     from pycontain.runtime.plan.identity import CAPS
-    from pycontain.runtime.plan.mounts import _CLEARS, _FLAGS, PROPAGATION
+    from pycontain.runtime.plan.mounts import CLEARS, FLAGS, PROPAGATION
     from pycontain.runtime.plan.plan import NAMESPACES
-    from pycontain.runtime.plan.seccomp import ACTIONS, FLAGS, OPERATORS
+    from pycontain.runtime.plan.seccomp import ACTIONS, OPERATORS
+    from pycontain.runtime.plan.seccomp import FLAGS as SECCOMP_FLAGS
 
-    recursive = ["r" + name for name, (_, attr) in _FLAGS.items() if attr is not None]
-    recursive += ["r" + name for name, sets in _CLEARS.items() if _FLAGS[sets][1] is not None]
+    recursive = ["r" + name for name, (_, attr) in FLAGS.items() if attr is not None]
+    recursive += ["r" + name for name, sets in CLEARS.items() if FLAGS[sets][1] is not None]
     spread = [*PROPAGATION, *("r" + name for name in PROPAGATION)]
     absent: dict[str, Any] = {"enabled": False}
     return {
         "ociVersionMin": "1.0.0",
         "ociVersionMax": "1.3.0",
         "hooks": ["prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop"],
-        "mountOptions": sorted({"bind", "rbind", "remount", "defaults", *_FLAGS, *_CLEARS, *recursive, *spread}),
+        "mountOptions": sorted({"bind", "rbind", "remount", "defaults", *FLAGS, *CLEARS, *recursive, *spread}),
         "linux": {
             "namespaces": sorted(NAMESPACES),
             "capabilities": list(CAPS),
@@ -93,8 +94,8 @@ def features() -> dict[str, Any]:
                 "actions": sorted(ACTIONS),
                 "operators": sorted(name for name in OPERATORS if name.startswith("SCMP_CMP_")),
                 "archs": ["SCMP_ARCH_" + name for name in ("AARCH64", "ARM", "X32", "X86", "X86_64")],
-                "knownFlags": sorted(FLAGS),
-                "supportedFlags": sorted(FLAGS),
+                "knownFlags": sorted(SECCOMP_FLAGS),
+                "supportedFlags": sorted(SECCOMP_FLAGS),
             },
             "apparmor": absent,
             "selinux": absent,

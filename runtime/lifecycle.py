@@ -16,7 +16,6 @@ from pycontain.runtime.kernel.cgroup import absolute, hierarchies, open_cgroup
 from pycontain.runtime.kernel.host import probe
 from pycontain.runtime.paths import is_directory, real
 from pycontain.runtime.plan.mounts import DEFAULT_DEVICES
-from pycontain.runtime.plan.ops import describe
 from pycontain.runtime.plan.plan import NAMESPACES, Plan, exec_plan, plan, read_plan
 from pycontain.runtime.spec import read_bounded
 from pycontain.runtime.state import Container, check_id
@@ -602,6 +601,8 @@ def explain(
         keyring=f"_ses.{id}",
         reap=reap,
     )
+    from pycontain.runtime.plan.describe import describe
+
     lines = [f"make cgroup {path}"]
     lines += [f"set {key} of the cgroup: {dump(value)}" for key, value in resources.items()]
     return lines + [describe(op) for op in p.ops]

@@ -12,7 +12,7 @@ from fcntl import F_ADD_SEALS, F_DUPFD_CLOEXEC, F_SEAL_GROW, F_SEAL_SEAL, F_SEAL
 
 from pycontain.runtime import channel
 from pycontain.runtime.errors import KernelError, NotFound, PycontainError, errno_text
-from pycontain.runtime.plan.ops import describe, encode
+from pycontain.runtime.plan.ops import encode
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -154,6 +154,8 @@ def failure(plan: Plan, payload: bytes) -> PycontainError:
         return _exec_failure(op, number, said)
     if op[0] == "seccomp" and where == "syscall":
         where = "seccomp"
+    from pycontain.runtime.plan.describe import describe
+
     parts = [f"cannot {describe(op)}", where if where != "syscall" else "", said]
     return KernelErrorText(": ".join(part for part in parts if part), number)
 

@@ -11,10 +11,10 @@ if TYPE_CHECKING:
     from pycontain.runtime.plan.ops import Op
 
 # mount(2) flags, and mount_setattr(2) attributes (None: not an attribute of one mount but of its file system).
-_MS_REMOUNT, _MS_BIND, _MS_REC = 32, 4096, 16384
+_MS_REMOUNT, _MS_BIND, MS_REC = 32, 4096, 16384
 ATTR_RDONLY = 1
-_ATIME = 0x70  # a field, not a bit: whoever sets a value clears it first
-_FLAGS: dict[str, tuple[int, int | None]] = {
+ATIME = 0x70  # a field, not a bit: whoever sets a value clears it first
+FLAGS: dict[str, tuple[int, int | None]] = {
     "ro": (1, ATTR_RDONLY),
     "nosuid": (2, 2),
     "nodev": (4, 4),
@@ -32,7 +32,7 @@ _FLAGS: dict[str, tuple[int, int | None]] = {
     "strictatime": (1 << 24, 0x20),
     "lazytime": (1 << 25, None),
 }
-_CLEARS = {
+CLEARS = {
     "rw": "ro",
     "suid": "nosuid",
     "dev": "nodev",
@@ -78,11 +78,11 @@ class Options:
         data = []
         for i, option in enumerate(options):
             name, recursive = option, False
-            if option[:1] == "r" and (option[1:] in _FLAGS or option[1:] in _CLEARS or option[1:] in PROPAGATION):
+            if option[:1] == "r" and (option[1:] in FLAGS or option[1:] in CLEARS or option[1:] in PROPAGATION):
                 name, recursive = option[1:], True
             if name in PROPAGATION:
                 self.propagation.append((PROPAGATION[name], recursive))
-            elif name in _FLAGS or name in _CLEARS:
+            elif name in FLAGS or name in CLEARS:
                 self._flag(name, recursive, f"{path}[{i}]")
             elif option in ("bind", "rbind"):
                 self.bind, self.rec = True, option == "rbind" or self.rec
@@ -95,18 +95,18 @@ class Options:
         self.data = ",".join(data)
 
     def _flag(self, name: str, recursive: bool, path: str) -> None:
-        sets = name in _FLAGS
-        flag, attr = _FLAGS[name if sets else _CLEARS[name]]
+        sets = name in FLAGS
+        flag, attr = FLAGS[name if sets else CLEARS[name]]
         if recursive and attr is None:
             raise SpecError(path, f"found {'r' + name!r}: the kernel has no recursive form of {name!r}")
         if attr is None:
             self.superblock = self.superblock or name
-        elif attr & _ATIME or name in ("relatime", "norelatime", "atime", "nostrictatime"):
+        elif attr & ATIME or name in ("relatime", "norelatime", "atime", "nostrictatime"):
             value = attr if sets else 0
             if recursive:
-                self.rec_set, self.rec_clear = self.rec_set & ~_ATIME | value, self.rec_clear | _ATIME
+                self.rec_set, self.rec_clear = self.rec_set & ~ATIME | value, self.rec_clear | ATIME
             else:
-                self.attr_set, self.attr_clear = self.attr_set & ~_ATIME | value, self.attr_clear | _ATIME
+                self.attr_set, self.attr_clear = self.attr_set & ~ATIME | value, self.attr_clear | ATIME
         elif recursive:
             self.rec_set, self.rec_clear = _switch(self.rec_set, self.rec_clear, attr, sets)
         else:

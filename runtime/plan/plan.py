@@ -9,7 +9,7 @@ from __future__ import annotations
 from pycontain.runtime.errors import SpecError, Unsupported
 from pycontain.runtime.plan import ops as _ops
 from pycontain.runtime.plan.identity import RLIMITS, caps_mask
-from pycontain.runtime.plan.mounts import ATTR_RDONLY, PROPAGATION, CgroupView, device_ops, mount_ops
+from pycontain.runtime.plan.mounts import ATTR_RDONLY, MS_REC, PROPAGATION, CgroupView, device_ops, mount_ops
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -31,7 +31,6 @@ NAMESPACES = {
     "network": 0x40000000,
     "time": 0x00000080,
 }
-_MS_REC = 16384
 _NOT_BUILT = (
     ("process", "apparmorProfile"),
     ("process", "selinuxLabel"),
@@ -268,7 +267,7 @@ def _filesystem(p: Plan, spec: Spec, host: Host, rootfs: dict[str, Any], bundle:
             hint='add {"type": "mount"} to $.linux.namespaces',
         )
     flag = PROPAGATION["private" if "private" in propagation else "slave"]
-    p.ops.append(("propagation", "/", flag | _MS_REC))
+    p.ops.append(("propagation", "/", flag | MS_REC))
     if rootfs["kind"] == "overlay":
         p.ops.append(_overlay(rootfs))
     else:
@@ -428,7 +427,7 @@ def exec_plan(
 def read_plan(rootfs: dict[str, Any], paths: list[str], limit: int) -> Plan:
     """Mount a root file system where nobody else sees it, and read files below it."""
     p = Plan(3, False, 0)
-    p.ops += [("unshare", NAMESPACES["mount"]), ("propagation", "/", PROPAGATION["private"] | _MS_REC)]
+    p.ops += [("unshare", NAMESPACES["mount"]), ("propagation", "/", PROPAGATION["private"] | MS_REC)]
     p.ops.append(_overlay(rootfs) if rootfs["kind"] == "overlay" else ("root_bind", rootfs["path"]))
     p.ops.extend(("read", path, limit) for path in paths)
     return p

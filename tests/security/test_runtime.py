@@ -76,7 +76,7 @@ def test_cve_2019_19921_proc_or_sys_is_a_link(attack: Attack, name: str) -> None
     attack.replace(name, attack.way_out)
     done = attack.run("cat", f"/{name}/secret")
     assert done.returncode == 1
-    assert f"on /{name} with flags" in done.stderr and done.stderr.endswith(
+    assert f" on /{name}" in done.stderr and done.stderr.endswith(
         "ELOOP (too many levels of symbolic links)\n"
     )
 

@@ -13,8 +13,9 @@ from pycontain.runtime import spec as spec_module
 from pycontain.runtime.errors import PycontainError, SpecError, Unsupported
 from pycontain.runtime.example import EXAMPLE
 from pycontain.runtime.kernel.host import Host
-from pycontain.runtime.plan.mounts import _CLEARS, _FLAGS, Options
-from pycontain.runtime.plan.ops import NO_FD, REAP, describe, encode
+from pycontain.runtime.plan.describe import describe
+from pycontain.runtime.plan.mounts import CLEARS, FLAGS, Options
+from pycontain.runtime.plan.ops import NO_FD, REAP, encode
 from pycontain.runtime.plan.plan import exec_plan, plan, read_plan
 
 
@@ -310,7 +311,7 @@ def test_a_container_needs_a_mount_namespace() -> None:
         planned(change=change)
 
 
-@given(st.lists(st.sampled_from(["ro", "rw", "rbind", "rprivate", "rro", "rnoatime", *_FLAGS, *_CLEARS])))
+@given(st.lists(st.sampled_from(["ro", "rw", "rbind", "rprivate", "rro", "rnoatime", *FLAGS, *CLEARS])))
 def test_the_last_option_wins(options: list[str]) -> None:
     try:
         sorted_out = Options(options, "$.x")
@@ -357,3 +358,32 @@ def test_any_configuration_is_planned_or_refused(linux: dict[str, Any], terminal
         assert error.message
     else:
         assert encode(ops)
+
+
+@pytest.mark.parametrize(
+    ("op", "words"),
+    [
+        (("clone", 0x6C020000, 5), "clone the first process into new namespaces: mount,uts,ipc,pid,network"),
+        (("setns", 6, 0x10000000), "join the user namespace through descriptor 6"),
+        (("propagation", "/", 1 << 19 | 16384), "make / and what is below it slave"),
+        (
+            ("mount", "proc", "/proc", "proc", 15, "hidepid=2", 1),
+            "mount proc (proc) on /proc: ro,nosuid,nodev,noexec,hidepid=2",
+        ),
+        (("mount", "t", "/t", "tmpfs", 0, "", 0), "mount tmpfs (t) on /t"),
+        (("attr", "/v", 3, 4, 0, 1), "set /v and what is below it ro,nosuid,not nodev"),
+        (("attr", "/v", 0, 0x70, 0, 0), "set /v relatime"),
+        (("attr", "/v", 0, 0, 1 << 18, 0), "set /v private"),
+        (("mknod", "/dev/null", 0o020666, 0x103, 0, 0), "make character device 1:3 /dev/null (mode 0666, owner 0:0)"),
+        (("mknod", "/dev/p", 0o010600, 0, 1, 2), "make fifo /dev/p (mode 0600, owner 1:2)"),
+        (("rlimit", 7, 1024, (1 << 64) - 1), "set RLIMIT_NOFILE to 1024:unlimited"),
+        (("groups", b"\1\0\0\0\5\0\0\0"), "set supplementary groups: 1,5"),
+        (("groups", b""), "set supplementary groups: none"),
+        (("bounding", 1 << 5 | 1 << 10), "bound capabilities to kill,net_bind_service"),
+        (("caps", 0, 1, 0), "set capabilities: effective none; permitted chown; inheritable none"),
+        (("exec", "sh", ["sh", "-c", "id"], [], REAP), "execute sh -c id below a reaper"),
+        (("seccomp", b"12345678", 0), "load the seccomp filter (8 bytes)"),
+    ],
+)
+def test_how_operations_read(op: Any, words: str) -> None:
+    assert describe(op) == words

@@ -9,6 +9,7 @@ import pytest
 from pycontain.runtime import channel
 from pycontain.runtime.errors import PycontainError
 from pycontain.runtime.plan import ops
+from pycontain.runtime.plan.describe import WORDS, describe
 from tests.runtime_tools import REPOSITORY
 
 HEADER = (REPOSITORY / "runtime/init/protocol.h").read_text()
@@ -16,7 +17,7 @@ HEADER = (REPOSITORY / "runtime/init/protocol.h").read_text()
 
 def test_operations_are_those_of_the_header() -> None:
     found = {name: (int(code), sig) for code, name, sig in re.findall(r'OP\((\d+), (\w+), "(\w*)"\)', HEADER)}
-    assert found == {name: row[:2] for name, row in ops.TABLE.items()}
+    assert found == ops.TABLE
     assert len({row[0] for row in ops.TABLE.values()}) == len(ops.TABLE)
 
 
@@ -33,11 +34,12 @@ def test_bounds_are_those_of_the_header() -> None:
 
 
 def test_every_operation_reads_as_a_sentence() -> None:
-    samples = {"u": 5, "s": "text", "b": b"\0\1", "l": ["a", "b"]}
-    for name, (_, signature, _) in ops.TABLE.items():
+    assert set(WORDS) | {"exec"} == set(ops.TABLE)
+    samples = {"u": 0o020005, "s": "text", "b": b"\0\1", "l": ["a", "b"]}
+    for name, (_, signature) in ops.TABLE.items():
         op = (name, *(samples[kind] for kind in signature))
-        assert ops.describe(op)
-        assert "{" not in ops.describe(op)
+        assert describe(op)
+        assert "{" not in describe(op)
         assert ops.encode([op]).startswith(b"PCPL")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from string import Formatter
 
 from pycontain.runtime.plan.identity import CAPS, RLIMITS
-from pycontain.runtime.plan.mounts import ATIME, FLAGS, MS_REC, PROPAGATION
+from pycontain.runtime.plan.mounts import ATIME, CLEARS, FLAGS, MS_REC, PROPAGATION
 from pycontain.runtime.plan.ops import REAP
 from pycontain.runtime.plan.plan import NAMESPACES
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from pycontain.runtime.plan.ops import Op
 
+_OFF = {sets: name for name, sets in CLEARS.items()}
 # In the imperative: after "cannot " it has to read on. {0} is the first argument; names are those of _READINGS.
 WORDS = {
     "setns": "join the {kinds[1]} namespace through descriptor {0}",
@@ -111,7 +112,7 @@ def _mount(values: list[Any]) -> str:
 def _attributes(values: list[Any]) -> str:
     _, sets, clears, spread, _ = values
     on = [name for name, (_, attr) in FLAGS.items() if attr and sets & attr == attr]
-    off = [f"not {name}" for name, (_, attr) in FLAGS.items() if attr and not attr & ATIME and clears & attr]
+    off = [_OFF[name] for name, (_, attr) in FLAGS.items() if attr and not attr & ATIME and clears & attr]
     if clears & ATIME and not sets & ATIME:
         on.append("relatime")
     return ",".join([*on, *off, *([_spread(spread)] if spread else [])]) or "as it is"

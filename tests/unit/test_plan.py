@@ -371,7 +371,7 @@ def test_any_configuration_is_planned_or_refused(linux: dict[str, Any], terminal
             "mount proc (proc) on /proc: ro,nosuid,nodev,noexec,hidepid=2",
         ),
         (("mount", "t", "/t", "tmpfs", 0, "", 0), "mount tmpfs (t) on /t"),
-        (("attr", "/v", 3, 4, 0, 1), "set /v and what is below it ro,nosuid,not nodev"),
+        (("attr", "/v", 3, 4, 0, 1), "set /v and what is below it ro,nosuid,dev"),
         (("attr", "/v", 0, 0x70, 0, 0), "set /v relatime"),
         (("attr", "/v", 0, 0, 1 << 18, 0), "set /v private"),
         (("mknod", "/dev/null", 0o020666, 0x103, 0, 0), "make character device 1:3 /dev/null (mode 0666, owner 0:0)"),

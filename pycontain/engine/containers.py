@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Any
 
+MAKING = ".new"
 _LOST_EXIT_CODE = 255  # ended while nobody watched: a reboot, or a killed supervisor
 
 
@@ -37,7 +38,7 @@ class Container:
         self.complete = record is not None
         self.directory = os.path.join(store.directory, identifier)
         self.run_directory = os.path.join(store.run_directory, identifier)
-        self.lock = files.Lock(os.path.join(self.directory, "lock"))
+        self.lock = files.Lock(os.path.join(self.directory, "lock"), create=False)
 
     @property
     def name(self) -> str:
@@ -162,11 +163,21 @@ class Containers:
         """
         for directory in (os.path.dirname(self.directory), self.directory, self.names.directory):
             files.make_directory(directory)
-        identifier = os.urandom(32).hex()
-        container = Container(self, identifier, None)
-        files.make_directory(container.directory)
-        container.lock.acquire()
+        while True:
+            identifier = os.urandom(32).hex()
+            container = Container(self, identifier, None)
+            # Its directory appears with the lock in it, and taken: nobody ever sees one that is not spoken for.
+            making = container.directory + MAKING
+            files.make_directory(making)
+            container.lock = files.Lock(os.path.join(making, "lock"))
+            try:
+                container.lock.acquire()
+                break
+            except FileNotFoundError:
+                continue  # a prune took it for what a crash left
         try:
+            os.rename(making, container.directory)
+            container.lock = container.lock.moved(os.path.join(container.directory, "lock"))
             container.record["name"] = self._take_name(name, identifier, durable)
         except BaseException:
             self.discard(container)
@@ -191,8 +202,6 @@ class Containers:
     def exists(self, identifier: str) -> bool:
         """Whether the container is there, or being made by a living process."""
         container = Container(self, identifier, None)
-        if os.path.exists(container.path("container.json")):
-            return True
         if not os.path.isdir(container.directory):
             return False
         try:
@@ -200,8 +209,10 @@ class Containers:
                 return True
         except FileNotFoundError:
             return False
+        # Looked for under the lock: its maker writes the record before letting go.
+        found = os.path.exists(container.path("container.json"))
         container.lock.release()
-        return False
+        return found
 
     def discard(self, container: Container) -> None:
         """Remove the container's directories and its name; the caller holds the lock, which is given back.

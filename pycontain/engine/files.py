@@ -69,16 +69,21 @@ def read_json(path: str) -> dict[str, Any] | None:
 
 
 class Lock:
-    """flock(2) on a file that is made where missing; a context manager. Dies with the process that holds it."""
+    """flock(2) on a file; a context manager. Dies with the process that holds it.
 
-    def __init__(self, path: str) -> None:
+    ``create``: the file is made where it is missing. Without, FileNotFoundError: for a file in a directory that others
+    may be removing, which a new file would keep them from.
+    """
+
+    def __init__(self, path: str, *, create: bool = True) -> None:
         self.path = path
+        self.create = create
         self._fd = -1
 
     def acquire(self, *, wait: bool = True) -> bool:
-        """False where ``wait`` is false and somebody else holds it. FileNotFoundError: the directory is gone."""
+        """False where ``wait`` is false and another holds it. FileNotFoundError: it, or its directory, is gone."""
         while True:
-            fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            fd = os.open(self.path, os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT if self.create else 0), 0o600)
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
                 # The file may have been removed with its directory while this waited for it.
@@ -97,6 +102,12 @@ class Lock:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+
+    def moved(self, path: str) -> Lock:
+        """The same lock, still held, after its directory was renamed; it does not make its file again."""
+        lock = Lock(path, create=False)
+        lock._fd, self._fd = self._fd, -1
+        return lock
 
     @property
     def held(self) -> bool:

@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 
 from pycontain.engine import images as image_store
 from pycontain.engine import teardown
-from pycontain.engine.containers import Container
+from pycontain.engine.containers import MAKING, Container
+from pycontain.engine.files import Lock
 from pycontain.runtime import lifecycle
 from pycontain.runtime.errors import NotFound, PycontainError
 from pycontain.runtime.kernel.cgroup import hierarchies, open_cgroup
@@ -60,6 +61,8 @@ def _container(engine: Engine, container: Container, report: Report) -> None:
         if not container.lock.acquire(wait=False):
             return
     except FileNotFoundError:
+        if not os.path.exists(container.path("container.json")):
+            shutil.rmtree(container.directory, ignore_errors=True)  # what is left of one that was being removed
         return
     try:
         container.reload()
@@ -89,6 +92,12 @@ def _names(engine: Engine, report: Report) -> None:
 
 def _orphans(engine: Engine, report: Report) -> None:
     """Run directories, runtime state and cgroups of containers that do not exist."""
+    for name in _entries(engine.containers.directory):
+        path = os.path.join(engine.containers.directory, name)
+        lock = Lock(os.path.join(path, "lock"))
+        if name.endswith(MAKING) and lock.acquire(wait=False):
+            shutil.rmtree(path, ignore_errors=True)
+            lock.release()
     for identifier in _entries(engine.containers.run_directory):
         if not _exists(engine, identifier):
             container = Container(engine.containers, identifier, None)

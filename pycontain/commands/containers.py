@@ -39,7 +39,13 @@ def run(engine: Engine, values: Values) -> int:
         return 0
     _terminal_wanted(options.terminal, options.interactive)
     status, _ = running.run(
-        engine, options, progress=sys.stderr, warn=warn, attach=_foreground(engine, values), oom=_oom
+        engine,
+        options,
+        progress=sys.stderr,
+        warn=warn,
+        attach=_foreground(engine, values),
+        oom=_oom,
+        size=_terminal_size(),
     )
     return status
 
@@ -55,6 +61,17 @@ def _terminal_wanted(terminal: bool, interactive: bool) -> None:
     """docker's rule: with -i and -t, standard input has to be a terminal, or its owner would wait for ever."""
     if terminal and interactive and not os.isatty(0):
         raise PycontainError("-t wants a terminal, but standard input is none", hint="leave out -t")
+
+
+def _terminal_size() -> tuple[int, int] | None:
+    """(rows, columns) of the terminal that we are on, so that a program finds it when it starts."""
+    for fd in (0, 1, 2):
+        try:
+            columns, rows = os.get_terminal_size(fd)
+        except OSError:
+            continue
+        return rows, columns
+    return None
 
 
 def _foreground(engine: Engine, values: Values) -> Callable[[Started], Any]:
@@ -131,7 +148,7 @@ def start(engine: Engine, values: Values) -> int:
         return each(values["CONTAINER"], one)
     container = engine.containers.find(values["CONTAINER"][0])
     with container.locked():
-        started = running.start(engine, container, own=True, warn=warn)
+        started = running.start(engine, container, own=True, warn=warn, size=_terminal_size())
     started.interactive = started.interactive and bool(values.get("interactive"))
     return running.follow(engine, started, _foreground(engine, values), oom=_oom)
 
@@ -157,6 +174,7 @@ def exec_(engine: Engine, values: Values) -> int:
         terminal=terminal,
         interactive=interactive,
         privileged=bool(values.get("privileged")),
+        size=_terminal_size() if terminal else None,
         attach=None if detach else _foreground_exec(engine, values),
     )
 

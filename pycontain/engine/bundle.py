@@ -114,11 +114,19 @@ def network_record(lease: Lease | None) -> dict[str, Any] | None:
     }
 
 
-def prepare(engine: Engine, container: Container, overlay: dict[str, Any], lease: Lease | None) -> dict[str, Any]:
-    """Write config.json and the files that it binds; the configuration."""
+def prepare(
+    engine: Engine,
+    container: Container,
+    overlay: dict[str, Any],
+    lease: Lease | None,
+    size: tuple[int, int] | None,
+) -> dict[str, Any]:
+    """Write config.json and the files that it binds; the configuration. ``size`` is its terminal's, (rows, columns)."""
     passwd, group = _user_files(engine, container, overlay)
     options = Options.from_json(container.options)
     config = configuration(engine, container.id, container.record, options, passwd, group, lease, container.path)
+    if options.terminal and size is not None:
+        config["process"]["consoleSize"] = {"height": size[0], "width": size[1]}
     write_etc(engine, container, options, lease)
     files.write_atomic(container.path("config.json"), jsontext.dump(config).encode(), durable=False)
     return config
@@ -392,6 +400,7 @@ def exec_process(
     except FileNotFoundError:
         raise NotFound(f'container "{container.label}" has no config.json') from None
     process = dict(config["process"])
+    process.pop("consoleSize", None)
     merged = {entry.partition("=")[0]: entry for entry in process.get("env") or []}
     if terminal:
         merged.setdefault("TERM", "TERM=xterm")

@@ -139,11 +139,18 @@ def _write_cidfile(path: str, identifier: str) -> None:
         raise KernelError(f'--cidfile "{path}": cannot be written', error.errno or 0) from None
 
 
-def start(engine: Engine, container: Container, *, own: bool = False, warn: Say | None = None) -> Started:
+def start(
+    engine: Engine,
+    container: Container,
+    *,
+    own: bool = False,
+    warn: Say | None = None,
+    size: tuple[int, int] | None = None,
+) -> Started:
     """Start a created or ended container whose lock the caller holds; the lock is kept.
 
-    ``own``: the caller will attach as its owner and clear up itself. Raises Conflict where it runs already; after any
-    error the container is as it was before, and holds nothing.
+    ``own``: the caller will attach as its owner and clear up itself. ``size``: (rows, columns) of its terminal.
+    Raises Conflict where it runs already; after any error the container is as it was before, and holds nothing.
     """
     if container.status() in ("running", "paused"):
         raise Conflict(f'cannot start container "{container.label}": it is {container.status()}')
@@ -161,7 +168,7 @@ def start(engine: Engine, container: Container, *, own: bool = False, warn: Say 
         files.make_directory(container.path("log"))
         lease = bundle.take_lease(engine, container, warn)
         rootfs = bundle.rootfs(container)
-        config = bundle.prepare(engine, container, rootfs, lease)
+        config = bundle.prepare(engine, container, rootfs, lease, size)
         arguments, owner, console = _plumbing(engine, container, config, lease, opened, own)
         launcher = Launcher(**arguments)
         running = lifecycle.create(
@@ -266,6 +273,7 @@ def run(
     warn: Say | None = None,
     attach: Callable[[Started], Any],
     oom: Callable[[str, int], None] | None = None,
+    size: tuple[int, int] | None = None,
     give_up: bool = False,
 ) -> tuple[int, bool]:
     """``run`` in the foreground: create, start, ``attach`` until the end, clear up. (exit status, whether OOM killed).
@@ -277,7 +285,7 @@ def run(
     container = create(engine, options, progress=progress)
     try:
         try:
-            started = start(engine, container, own=True, warn=warn)
+            started = start(engine, container, own=True, warn=warn, size=size)
         except BaseException:
             _discard(engine, container, options)
             raise
@@ -359,6 +367,7 @@ def exec_(
     terminal: bool = False,
     interactive: bool = False,
     privileged: bool = False,
+    size: tuple[int, int] | None = None,
     attach: Callable[[Started], Any] | None = None,
 ) -> int:
     """One more process in a running container; its exit status (0 when it was left in the background).
@@ -377,6 +386,8 @@ def exec_(
     process = bundle.exec_process(
         container, args, env=env, user=user, workdir=workdir, terminal=terminal, privileged=privileged
     )
+    if terminal and size is not None:
+        process["consoleSize"] = {"height": size[0], "width": size[1]}
     directory = os.path.join(container.run_directory, f"exec-{os.urandom(8).hex()}")
     files.make_directory(directory)
     opened: list[int] = []

@@ -385,10 +385,11 @@ def test_signals_are_passed_on_to_the_container(host: Host) -> None:
 class Terminal:
     """A command on a real pseudo-terminal."""
 
-    def __init__(self, host: Host, *words: str) -> None:
+    def __init__(self, host: Host, *words: str, size: tuple[int, int] = (24, 80)) -> None:
         self.pid, self.fd = pty.fork()
         if self.pid == 0:
             try:
+                termios.tcsetwinsize(0, size)
                 os.execve(host.argv()[0], host.argv(*words), host.environment)
             finally:
                 os._exit(1)
@@ -423,6 +424,15 @@ def test_a_shell_on_a_terminal(host: Host) -> None:
     terminal.expect(b"Running")
     terminal.type(b"exit 42\n")
     assert terminal.end() == 42
+
+
+def test_a_program_finds_the_size_of_its_terminal_when_it_starts(host: Host) -> None:
+    host("run", "-d", "--name", "base", IMAGE, "sh", "-c", LOOP)
+    for words in (("run", "--rm", "-t", IMAGE), ("exec", "-t", "base")):
+        terminal = Terminal(host, *words, "stty", "size", size=(17, 77))
+        terminal.expect(b"17 77")
+        assert terminal.end() == 0
+    host("rm", "-f", "base")
 
 
 def test_leaving_a_terminal_and_coming_back(host: Host) -> None:

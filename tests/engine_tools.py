@@ -39,7 +39,9 @@ class Host:
             path = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
             layout.import_tar(store, str(tars[-1]), reference.parse(IMAGE), config={"Cmd": ["/bin/sh"], "Env": [path]})
         else:
-            store.set_ref(str(reference.parse(IMAGE)), store.get_ref(str(embedded.ensure(store))))
+            made = str(embedded.ensure(store))
+            store.set_ref(str(reference.parse(IMAGE)), store.get_ref(made))
+            store.remove_ref(made)
 
     def argv(self, *words: str) -> list[str]:
         roots = ["--root", str(self.data), "--run-root", str(self.run_directory)]

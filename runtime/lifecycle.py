@@ -179,6 +179,7 @@ def create(
     fields["created"] = _now()
     fields["operations"] = len(p.ops)
     fields["poststop"] = p.hooks.get("poststop") or []
+    fields["own_pids"] = _own_pids(config)
     container = Container.make(root, id, fields, raw)
     process: Process | None = None
     listener = -1
@@ -384,8 +385,7 @@ def kill(id: str, signal: int, *, root: str, all: bool = False) -> None:
             pass
         else:
             container.require("kill")
-        shares_pids = not _has_own(container, "pid")
-        if all or (signal == 9 and shares_pids):
+        if all or (signal == 9 and not container.fields["own_pids"]):
             cgroup = open_cgroup(container.fields["cgroup"])
             if signal == 9:
                 cgroup.kill_all()
@@ -396,9 +396,9 @@ def kill(id: str, signal: int, *, root: str, all: bool = False) -> None:
             _signal(container.pid, signal)
 
 
-def _has_own(container: Container, kind: str) -> bool:
-    namespaces_ = (_config(container).get("linux") or {}).get("namespaces") or []
-    return any(n["type"] == kind and not n.get("path") for n in namespaces_)
+def _own_pids(config: dict[str, Any]) -> bool:
+    namespaces_ = (config.get("linux") or {}).get("namespaces") or []
+    return any(n["type"] == "pid" and not n.get("path") for n in namespaces_)
 
 
 def _signal(pid: int, signal: int) -> None:
@@ -431,7 +431,9 @@ def delete(id: str, *, root: str, force: bool = False) -> None:
         path = container.fields.get("cgroup")
         if path:
             cgroup = open_cgroup(path)
-            cgroup.kill_all()
+            # pid_namespaces(7): the end of its first process is the end of all in a pid namespace.
+            if not (status == "stopped" and container.fields.get("own_pids")):
+                cgroup.kill_all()
             cgroup.remove()
         _wait_gone(container)
         state = container.oci("stopped")

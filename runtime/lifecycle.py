@@ -185,7 +185,6 @@ def create(
     listener = -1
     try:
         cgroup.create()
-        cgroup.apply(resources)
         if listen:
             listener = _listen(f"{container.directory}/control.sock")
         cgroup_fds, _, _ = _join_fds(cgroup)
@@ -201,7 +200,11 @@ def create(
         finally:
             for fd in cgroup_fds:
                 os.close(fd)
-        pid = process.unshared()
+        # While init clones; its child does nothing before "go".
+        try:
+            cgroup.apply(resources)
+        finally:
+            pid = process.unshared()
         if launcher is not None:
             launcher.started(pid)
         container.set_pid(pid)
@@ -340,7 +343,8 @@ def started(container: Container, process: Process) -> None:
     """The second half of create: the program runs, poststart hooks, state "running"."""
     try:
         process.start(dump(container.oci("created")).encode())
-        container.transition("start")
+        container.transition("start")  # on record while execve is under way; a process that fails is "stopped" anyway
+        process.running()
     finally:
         process.close()
     try:

@@ -84,9 +84,8 @@ class Process:
         self.running()
 
     def start(self, state: bytes) -> None:
-        """Let the container's program run; returns when it does."""
+        """Let the container's program run; ``running`` says whether it does."""
         self._send(channel.START, state)
-        self.running()
 
     def running(self) -> None:
         """execve closes the channel; a message is a failure."""

@@ -109,9 +109,15 @@ def _unescape(field: str) -> str:
 
 
 def hierarchies() -> list[Hierarchy]:
-    """The hierarchies that are mounted and reachable here, in the order of their mounts. ~0.1 ms."""
-    mounts = parse_mountinfo(read("/proc/self/mountinfo"))
-    return distinct([item for item in mounts if item.visible()])
+    """The hierarchies that are mounted and reachable here, in the order of their mounts. ~0.1 ms, and less again."""
+    text = read("/proc/self/mountinfo")
+    if text not in _seen:
+        _seen.clear()
+        _seen[text] = distinct([item for item in parse_mountinfo(text) if item.visible()])
+    return _seen[text]
+
+
+_seen: dict[str, list[Hierarchy]] = {}  # one mount table, and what it says
 
 
 def mode_of(found: list[Hierarchy]) -> str:

@@ -90,6 +90,7 @@ class Runtime:
 
 def left(*ids: str) -> list[str]:
     """Cgroups and mounts whose name holds one of ``ids``."""
-    found = [str(path) for id in ids for path in HIERARCHIES.glob(f"**/pycontain/{id}")]
+    # Not with "**": other cgroups come and go while it looks.
+    found = [str(path) for id in ids for top in ("", "*/") for path in HIERARCHIES.glob(f"{top}pycontain/{id}")]
     mounts = Path("/proc/self/mountinfo").read_text()
     return found + [line for line in mounts.splitlines() if any(f"/{id}/" in line for id in ids)]

@@ -16,7 +16,7 @@ SAMPLES: dict[str, object] = {"u": 0x1234, "s": "/proc/sys", "b": b"\x00\x01bina
 def write(folder: str) -> int:
     """Write the seeds as files; how many there are."""
     os.makedirs(folder, exist_ok=True)
-    ops = [(name, *(SAMPLES[kind] for kind in signature)) for name, (_, signature, _) in TABLE.items()]
+    ops = [(name, *(SAMPLES[kind] for kind in signature)) for name, (_, signature) in TABLE.items()]
     plans = {"empty": encode([]), "all": encode(ops), **{str(op[0]): encode([op]) for op in ops}}
     for name, plan in plans.items():
         with open(os.path.join(folder, name), "wb") as file:

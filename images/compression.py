@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass
-from typing import IO, TYPE_CHECKING, Any, Protocol, cast
+from typing import IO, TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 
 from pycontain.images.descriptor import new_hash
 from pycontain.runtime.errors import PycontainError, Unsupported
@@ -24,8 +23,7 @@ class Source(Protocol):
     def read(self, size: int, /) -> bytes: ...
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
+class Limits(NamedTuple):
     """What an archive may make of itself. The defaults let every honest image through."""
 
     total_bytes: int = 64 << 30  # of all files together, holes included

@@ -8,7 +8,7 @@ no runtime (CVE-2026-53488), its volumes and ports are the engine's to read.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 from pycontain.images.manifest import ImageConfig
@@ -57,7 +57,6 @@ _DEVICES = ((1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0), (5, 1), (5, 2), (136
 _NAMESPACES = ("mount", "pid", "network", "ipc", "uts", "cgroup")
 
 
-@dataclass(slots=True)
 class RunOptions:
     """What the user asked for, checked and resolved: sizes in bytes, ids as numbers, paths absolute.
 
@@ -71,14 +70,14 @@ class RunOptions:
     entrypoint: Sequence[str] | None = None
     env: Sequence[str] = ()
     cwd: str | None = None
-    user: Mapping[str, Any] = field(default_factory=lambda: {"uid": 0, "gid": 0})
+    user: Mapping[str, Any] = MappingProxyType({"uid": 0, "gid": 0})
     home: str | None = None
     terminal: bool = False
     console_size: tuple[int, int] | None = None  # height, width
     hostname: str = ""
     read_only: bool = False
     mounts: Sequence[Mapping[str, Any]] = ()
-    tmpfs: Mapping[str, str] = field(default_factory=dict)
+    tmpfs: Mapping[str, str] = MappingProxyType({})
     shm_size: int = DEFAULT_SHM
     cap_add: Sequence[str] = ()
     cap_drop: Sequence[str] = ()
@@ -95,11 +94,17 @@ class RunOptions:
     oom_score_adj: int | None = None
     ulimits: Sequence[Mapping[str, Any]] = ()  # {"type": "RLIMIT_NOFILE", "soft": n, "hard": n}
     devices: Sequence[Mapping[str, Any]] = ()
-    sysctl: Mapping[str, str] = field(default_factory=dict)
-    labels: Mapping[str, str] = field(default_factory=dict)  # the user's, not the image's
-    namespaces: Mapping[str, str] = field(default_factory=dict)
+    sysctl: Mapping[str, str] = MappingProxyType({})
+    labels: Mapping[str, str] = MappingProxyType({})  # the user's, not the image's
+    namespaces: Mapping[str, str] = MappingProxyType({})
     cgroups_path: str = ""
     root: str = "rootfs"
+
+    def __init__(self, **wishes: Any) -> None:
+        for name, value in wishes.items():
+            if name not in RunOptions.__annotations__:
+                raise TypeError(f"there is no option {name!r}")
+            setattr(self, name, value)
 
 
 def to_spec(image: ImageConfig, options: RunOptions) -> dict[str, Any]:

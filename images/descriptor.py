@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pycontain.runtime.errors import PycontainError, SpecError
 
@@ -39,15 +38,14 @@ def digest_of(data: bytes) -> str:
     return "sha256:" + hashlib.sha256(data).hexdigest()
 
 
-@dataclass(frozen=True, slots=True)
-class Descriptor:
+class Descriptor(NamedTuple):
     """What a piece of content is, how large (bytes), and its digest."""
 
     media_type: str
     digest: str
     size: int
-    platform: dict[str, Any] | None = field(default=None, hash=False)
-    annotations: dict[str, str] | None = field(default=None, hash=False)
+    platform: dict[str, Any] | None = None
+    annotations: dict[str, str] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The object of the image-spec; what is None is left out."""

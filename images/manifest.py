@@ -9,9 +9,9 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from pycontain.images.descriptor import Descriptor, check_digest, kind
 from pycontain.images.store import Store
@@ -59,8 +59,7 @@ _DEFAULT_VARIANT = {"arm64": "v8", "arm": "v7", "amd64": "v1"}
 _PLATFORM_PART = re.compile(r"[a-z0-9_.-]+", re.ASCII)
 
 
-@dataclass(frozen=True, slots=True)
-class Platform:
+class Platform(NamedTuple):
     """``os/architecture[/variant]``, by Go's names."""
 
     os: str
@@ -104,8 +103,7 @@ class Platform:
         return None
 
 
-@dataclass(frozen=True, slots=True)
-class Manifest:
+class Manifest(NamedTuple):
     """An image for one platform: its configuration and its layers, bottom first."""
 
     descriptor: Descriptor
@@ -113,8 +111,7 @@ class Manifest:
     layers: tuple[Descriptor, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class ImageConfig:
+class ImageConfig(NamedTuple):
     """The configuration that an image brings; ``raw`` is the whole document as it came."""
 
     os: str
@@ -129,9 +126,9 @@ class ImageConfig:
     working_dir: str = ""
     volumes: tuple[str, ...] = ()
     exposed_ports: tuple[str, ...] = ()
-    labels: dict[str, str] = field(default_factory=dict, hash=False)
+    labels: Mapping[str, str] = MappingProxyType({})
     stop_signal: str | None = None
-    raw: dict[str, Any] = field(default_factory=dict, hash=False, repr=False)
+    raw: Mapping[str, Any] = MappingProxyType({})
 
     @property
     def platform(self) -> Platform:

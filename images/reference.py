@@ -8,7 +8,7 @@ and a repository of one component there lies below ``library/``.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from pycontain.images.descriptor import check_digest
 from pycontain.runtime.errors import PycontainError
@@ -26,20 +26,25 @@ _TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}", re.ASCII)
 _IDENTIFIER = re.compile(r"[0-9a-f]{64}", re.ASCII)
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Reference:
-    """One image name, complete: ``registry`` and ``repository`` are always there, and a tag or a digest (or both).
-
-    Raises PycontainError where a part is not of the grammar, so that every value is a valid name.
-    """
-
+class _Parts(NamedTuple):
     registry: str
     repository: str
     tag: str | None = None
     digest: str | None = None
 
-    def __post_init__(self) -> None:
-        _check(self, self.name)
+
+class Reference(_Parts):
+    """One image name, complete: ``registry`` and ``repository`` are always there, and a tag or a digest (or both).
+
+    Raises PycontainError where a part is not of the grammar, so that every value is a valid name.
+    """
+
+    __slots__ = ()
+
+    def __new__(cls, registry: str, repository: str, tag: str | None = None, digest: str | None = None) -> Reference:
+        made = super().__new__(cls, registry, repository, tag, digest)
+        _check(made, made.name)
+        return made
 
     @property
     def name(self) -> str:

@@ -14,18 +14,19 @@ import shutil
 import stat
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pycontain.images.compression import Limits
 from pycontain.images.descriptor import Descriptor, digest_of
 from pycontain.images.failure import trying
 from pycontain.images.ingest import same_file
-from pycontain.images.layers import unpack
 from pycontain.images.manifest import Manifest, image_config
 from pycontain.images.store import Store, chain_id
 from pycontain.images.tree import copy_attributes
 from pycontain.runtime.errors import KernelError, NotFound, PycontainError
 from pycontain.runtime.kernel.syscalls import syncfs
+
+if TYPE_CHECKING:
+    from pycontain.images.compression import Limits
 
 VERSION = 1
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -128,6 +129,8 @@ def _ensure(
 def _unpack(
     store: Store, layer: Descriptor, diff_id: str, target: int, lowers: list[int], limits: Limits | None
 ) -> dict[str, Any]:
+    from pycontain.images.layers import unpack  # not needed where every layer is unpacked already
+
     with store.open(layer.digest) as stream:
         try:
             found = unpack(stream, target, lowers=lowers, limits=limits)

@@ -20,18 +20,19 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import secrets
 import shutil
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
-from pycontain.images.compression import Source
 from pycontain.images.descriptor import Descriptor, check_digest, digest_of, new_hash
 from pycontain.images.failure import trying
 from pycontain.images.ingest import Ingest, write_all
 from pycontain.runtime.errors import NotFound, PycontainError, SpecError
+
+if TYPE_CHECKING:
+    from pycontain.images.compression import Source
 
 __all__ = ["Descriptor", "Ingest", "Pin", "Store"]
 
@@ -132,7 +133,7 @@ class Store:
         running, size = new_hash("sha256"), 0
         with trying(f"write to the image store {self.root}"):
             with self._shared():
-                name = os.path.join(self.root, "ingest", "new-" + secrets.token_hex(8))
+                name = os.path.join(self.root, "ingest", "new-" + os.urandom(8).hex())
                 fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
                 fcntl.flock(fd, fcntl.LOCK_EX)
             try:
@@ -170,7 +171,7 @@ class Store:
         Hold it until something else refers to the content: a reference, or a container's record.
         """
         with self._shared():
-            pin = Pin(os.path.join(self.root, "pins", f"{os.getpid()}-{secrets.token_hex(8)}"))
+            pin = Pin(os.path.join(self.root, "pins", f"{os.getpid()}-{os.urandom(8).hex()}"))
             with self._mutex:
                 self._pins.append(pin)
         try:
@@ -311,7 +312,7 @@ class Store:
 
     def _discard(self, path: str) -> None:
         with suppress(FileNotFoundError):
-            os.rename(path, os.path.join(self.root, "trash", secrets.token_hex(16)))
+            os.rename(path, os.path.join(self.root, "trash", os.urandom(16).hex()))
 
     def _discard_unlocked(self, path: str) -> bool:
         """Discard unless a living process holds its flock; renamed while locked here, so nobody starts to use it."""
@@ -408,7 +409,7 @@ class Store:
             refs = {name: descriptor.to_json() for name, descriptor in self._read_refs().items()}
             change(refs)
             value = {"version": VERSION, "refs": dict(sorted(refs.items()))}
-            temporary = os.path.join(self.root, f".refs.json.{secrets.token_hex(8)}")
+            temporary = os.path.join(self.root, f".refs.json.{os.urandom(8).hex()}")
             fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             try:
                 with open(fd, "w", encoding="utf-8") as file:

@@ -15,7 +15,7 @@ import struct
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from pycontain.runtime.errors import Conflict, KernelError, NotFound, PycontainError, Unsupported
 
@@ -40,8 +40,7 @@ DETACH_KEYS = b"\x10\x11"  # ctrl-p ctrl-q
 Sink = int | Callable[[bytes], object] | None
 
 
-@dataclass(frozen=True, slots=True)
-class Ended:
+class Ended(NamedTuple):
     """Why a session ended: with the container (``status`` 0-255 or 128 + ``signal``), or because the user left."""
 
     status: int | None

@@ -13,8 +13,7 @@ import socket
 import stat
 import struct
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from pycontain.runtime.errors import Conflict, KernelError, NotFound, PycontainError, Unsupported
 
@@ -35,8 +34,7 @@ _FAILURES = {
 _MOVED = 100
 
 
-@dataclass(frozen=True, slots=True)
-class Exit:
+class Exit(NamedTuple):
     """How a container ended: ``status`` 0-255, or 128 + ``signal``; ``finished`` in RFC 3339, UTC."""
 
     status: int
@@ -45,8 +43,7 @@ class Exit:
     log_dropped: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Processes:
+class Processes(NamedTuple):
     """A pid file: the supervisor and its container, each as pid and start time (ticks since boot, proc(5) field 22)."""
 
     pid: int

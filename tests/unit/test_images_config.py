@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -164,19 +163,19 @@ def test_sysctls_are_set_only_in_an_own_network() -> None:
     ],
 )
 def test_the_command_line(entrypoint: list[str] | None, args: list[str], result: list[str]) -> None:
-    assert command_line(replace(IMAGE, entrypoint=("/e",), cmd=("c",)), entrypoint, args) == result
+    assert command_line(IMAGE._replace(entrypoint=("/e",), cmd=("c",)), entrypoint, args) == result
 
 
 def test_no_command_is_an_error() -> None:
     with pytest.raises(PycontainError) as caught:
-        command_line(replace(IMAGE, cmd=()), None, [])
+        command_line(IMAGE._replace(cmd=()), None, [])
     assert caught.value.message == "the image names no command, and none was given"
     with pytest.raises(PycontainError, match=r"^the command is empty$"):
         command_line(IMAGE, [""], [])
 
 
 def test_the_environment() -> None:
-    image = replace(IMAGE, env=("A=1", "A=2", "B=x=y"))
+    image = IMAGE._replace(env=("A=1", "A=2", "B=x=y"))
     assert environment(image, RunOptions(env=["B=", "HOME=/h"], home="/root"))[1:] == ["A=2", "B=", "HOME=/h"]
 
 
@@ -184,11 +183,11 @@ def test_the_environment() -> None:
     ("found", "wanted"), [("", "/"), ("app", "/app"), ("/a/./b//c/", "/a/b/c"), ("/../../etc", "/etc")]
 )
 def test_the_images_directory_is_made_absolute(found: str, wanted: str) -> None:
-    assert to_spec(replace(IMAGE, working_dir=found), RunOptions())["process"]["cwd"] == wanted
+    assert to_spec(IMAGE._replace(working_dir=found), RunOptions())["process"]["cwd"] == wanted
 
 
 def test_labels_of_the_image_reach_no_runtime() -> None:
-    image = replace(IMAGE, labels={"run.oci.handler": "x"})
+    image = IMAGE._replace(labels={"run.oci.handler": "x"})
     assert "run.oci.handler" not in json.dumps(to_spec(image, RunOptions()))
 
 

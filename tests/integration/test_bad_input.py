@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -659,20 +658,6 @@ CASES = [
         "pycontain ps -a",
     ),
 ]
-
-
-@pytest.fixture(scope="module")
-def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
-    made = Host(tmp_path_factory.mktemp("engine"))
-    made.seed()
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def host(machine: Host) -> Iterator[Host]:
-    yield machine
-    assert machine.left() == []
 
 
 def expected(message: str, hint: str) -> str:

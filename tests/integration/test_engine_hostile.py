@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +15,6 @@ from tests.engine_tools import IMAGE, Host
 
 pytestmark = pytest.mark.needs("root", "overlayfs")
 RUN = ("run", "--rm", "--network", "none")
-
-
-@pytest.fixture(scope="module")
-def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
-    made = Host(tmp_path_factory.mktemp("engine"))
-    made.seed()
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def host(machine: Host) -> Iterator[Host]:
-    yield machine
-    assert machine.left() == []
 
 
 @functools.cache

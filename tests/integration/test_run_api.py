@@ -19,14 +19,6 @@ from tests.runtime_tools import make_rootfs, write_bundle
 pytestmark = pytest.mark.needs("root", "overlayfs", "bridge", "veth", "nft")
 
 
-@pytest.fixture(scope="module")
-def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
-    made = Host(tmp_path_factory.mktemp("engine"))
-    made.seed()
-    yield made
-    made.close()
-
-
 @pytest.fixture
 def host(machine: Host, monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
     monkeypatch.setenv("PYCONTAIN_ROOT", str(machine.data))

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import termios
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,21 +17,6 @@ from tests.engine_tools import IMAGE, Host, read_until
 
 pytestmark = [pytest.mark.needs("root", "overlayfs", "bridge", "veth", "nft"), pytest.mark.timeout(120)]
 LOOP = "while :; do sleep 0.1; done"
-
-
-@pytest.fixture(scope="module")
-def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
-    made = Host(tmp_path_factory.mktemp("engine"))
-    made.seed()
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def host(machine: Host) -> Iterator[Host]:
-    """Every test leaves nothing behind: no record, name, lease, mount, cgroup, link or process."""
-    yield machine
-    assert machine.left() == []
 
 
 def wait_for(condition: object, seconds: float = 10) -> None:

@@ -141,7 +141,7 @@ def test_threads_do_not_disturb_each_other(host: Host, tmp_path: Path, rootfs: P
     other.kill()
     other.wait()
     assert (os.getcwd(), os.umask(mask), signal.getsignal(signal.SIGINT)) == (directory, 0o022, handler)
-    assert len(os.listdir("/proc/self/fd")) == descriptors
+    assert len(os.listdir("/proc/self/fd")) <= descriptors  # another test's may have been collected meanwhile
 
 
 def test_the_import_is_light_and_the_names_are_all_there() -> None:

@@ -863,9 +863,9 @@ int main(int argc, char **argv)
 	}
 	/* Nobody in the container may ptrace us or read our descriptors (CVE-2016-9962); none but ours survive. */
 	prctl(PR_SET_DUMPABLE, 0, 0, 0, 0);
-	syscall(SYS_close_range, base + count, ~0u, 0);
-	syscall(SYS_close_range, base, ~0u, CLOSE_RANGE_CLOEXEC);
 	channel = base + 1;
+	TRY(syscall(SYS_close_range, base + count, ~0u, 0));
+	TRY(syscall(SYS_close_range, base, ~0u, CLOSE_RANGE_CLOEXEC));
 	for (int sig = 1; sig < NSIG; sig++)
 		signal(sig, SIG_DFL); /* Python ignores SIGPIPE and SIGXFSZ, and exec keeps that */
 	sigemptyset(&none);

@@ -17,7 +17,7 @@ from pycontain.runtime.kernel.host import Host
 @pytest.mark.parametrize(
     ("release", "numbers"),
     [
-        ("6.18.44-fc-v595", (6, 18)),
+        ("6.18.44-cloud", (6, 18)),
         ("6.1.0-31-cloud-amd64", (6, 1)),
         ("6.1-rc2", (6, 1)),
         ("5.10+", (5, 10)),

@@ -23,7 +23,6 @@ from pycontain.images.manifest import Manifest, image_config
 from pycontain.images.store import Store, chain_id
 from pycontain.images.tree import copy_attributes
 from pycontain.runtime.errors import KernelError, NotFound, PycontainError
-from pycontain.runtime.kernel.syscalls import syncfs
 
 if TYPE_CHECKING:
     from pycontain.images.compression import Limits
@@ -117,6 +116,8 @@ def _ensure(
                 record = _unpack(store, *layer, target, [_open(path, stack) for path in lowers], limits)
             with open(os.path.join(temporary, "layer.json"), "w", encoding="utf-8") as file:
                 json.dump(record, file)
+            from pycontain.runtime.kernel.syscalls import syncfs
+
             syncfs(fd)
             os.rename(temporary, final)
         except BaseException:

@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from pycontain.images.descriptor import Descriptor, check_digest, digest_of, new_hash
+from pycontain.images.descriptor import Descriptor, check_digest, digest_of, new_hash, small_digest
 from pycontain.images.failure import trying
 from pycontain.images.ingest import Ingest, write_all
 from pycontain.runtime.errors import NotFound, PycontainError, SpecError
@@ -110,11 +110,10 @@ class Store:
         if len(data) > limit:
             raise PycontainError(f"blob {digest} is larger than {limit} bytes")
         algorithm, encoded = check_digest(digest)
-        running = new_hash(algorithm)
-        running.update(data)
-        if running.hexdigest() != encoded:
+        found = small_digest(algorithm, data)
+        if found != encoded:
             raise PycontainError(
-                f"blob {digest} in {self.root} is damaged: its content has digest {algorithm}:{running.hexdigest()}",
+                f"blob {digest} in {self.root} is damaged: its content has digest {algorithm}:{found}",
                 hint="remove the image with rmi and pull it again",
             )
         return data

@@ -16,7 +16,7 @@ from pycontain.runtime.kernel.cgroup import absolute, hierarchies, open_cgroup
 from pycontain.runtime.kernel.host import probe
 from pycontain.runtime.paths import is_directory, real
 from pycontain.runtime.plan.mounts import DEFAULT_DEVICES
-from pycontain.runtime.plan.plan import NAMESPACES, Plan, exec_plan, plan, read_plan
+from pycontain.runtime.plan.plan import Plan, exec_plan, plan, read_plan
 from pycontain.runtime.spec import read_bounded
 from pycontain.runtime.state import Container, check_id
 
@@ -92,15 +92,13 @@ def _rootfs(config: dict[str, Any], bundle: str) -> dict[str, Any]:
     return {"kind": "directory", "path": real(path)}
 
 
-def _join_fds(cgroup: Cgroup) -> tuple[tuple[int, ...], bool, int]:
-    """Descriptors for the plan's cgroup slots; whether the first is cgroup2's directory; how many follow."""
-    into = cgroup.clone_fd()
+def _join_fds(cgroup: Cgroup) -> tuple[int, ...]:
+    """Descriptors for the plan's cgroup slots, as many as ``_joins`` says."""
     kind, fds = cgroup.join_fds()
     if kind == "v2":
-        if into is not None:
-            os.close(into)
-        return (fds,), True, 0
-    return ((into,) if into is not None else ()) + tuple(fds), into is not None, len(fds)
+        return (fds,)
+    into = cgroup.clone_fd()
+    return (*(() if into is None else (into,)), *fds)
 
 
 def create(
@@ -126,7 +124,7 @@ def create(
     ``rootfs``: None for the bundle's own, or an overlay. ``lease``: an object with ``netlink`` and ``attach(pid)``.
     ``console``: a connected socket that the terminal's master is sent to, wanted exactly if $.process.terminal.
     ``console_size``: its $.process.consoleSize, where the configuration says none.
-    ``listen``: whether another process will start it; without, only ``Running.process.start`` can.
+    ``listen``: whether another process will start it; without, only ``Running.start`` can.
     ``reap``: a reaper as pid 1, in front of the program.
     Raises Conflict, SpecError, Unsupported, KernelError, PycontainError; nothing is left behind then.
     """
@@ -178,6 +176,7 @@ def create(
     fields["rootfs"] = rootfs.get("path") or rootfs["target"]
     fields["created"] = _now()
     fields["operations"] = len(p.ops)
+    fields["poststart"] = p.hooks.get("poststart") or []
     fields["poststop"] = p.hooks.get("poststop") or []
     fields["own_pids"] = _own_pids(config)
     container = Container.make(root, id, fields, raw)
@@ -187,7 +186,7 @@ def create(
         cgroup.create()
         if listen:
             listener = _listen(f"{container.directory}/control.sock")
-        cgroup_fds, _, _ = _join_fds(cgroup)
+        cgroup_fds = _join_fds(cgroup)
         try:
             process = namespaces.launch(
                 p,
@@ -336,7 +335,7 @@ def start(id: str, *, root: str) -> None:
             raise Conflict(f"cannot start container {id}: it was started before ({error.strerror})") from None
         finally:
             os.close(directory)
-        started(container, namespaces.Process(_plan_again(container), 0, client.detach()))
+        started(container, namespaces.Process(lambda: _plan_again(container), 0, client.detach()))
 
 
 def started(container: Container, process: Process) -> None:
@@ -351,7 +350,7 @@ def started(container: Container, process: Process) -> None:
         os.unlink(f"{container.directory}/control.sock")
     except FileNotFoundError:
         pass
-    hooks = process.plan.hooks.get("poststart") or []
+    hooks = container.fields["poststart"]
     if hooks:
         from pycontain.runtime import hooks as _hooks
 
@@ -493,7 +492,8 @@ def exec(
             except FileNotFoundError:
                 if kind != "time":
                     raise Conflict(f"cannot exec in container {id}: container not running") from None
-        cgroup_fds, into, joins = _join_fds(cgroup)
+        into, joins = _joins(cgroup)
+        cgroup_fds = _join_fds(cgroup)
         try:
             linux = {
                 key: value for key, value in (config.get("linux") or {}).items() if key in ("seccomp", "personality")
@@ -612,21 +612,3 @@ def explain(
     lines = [f"make cgroup {path}"]
     lines += [f"set {key} of the cgroup: {dump(value)}" for key, value in resources.items()]
     return lines + [describe(op) for op in p.ops]
-
-
-__all__ = [
-    "NAMESPACES",
-    "Running",
-    "create",
-    "delete",
-    "exec",
-    "explain",
-    "kill",
-    "pause",
-    "ps",
-    "read_in_root",
-    "resume",
-    "start",
-    "state",
-    "stats",
-]

@@ -16,6 +16,7 @@ from pycontain.runtime.plan.ops import encode
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any, Protocol
 
     from pycontain.runtime.plan.plan import Plan
@@ -54,11 +55,15 @@ def init_program() -> int:
 class Process:
     """A process that init becomes. ``pid`` after ``unshared()``; ``channel`` is ours until it is closed."""
 
-    def __init__(self, plan: Plan, stage0: int, fd: int) -> None:
-        self.plan = plan
+    def __init__(self, plan: Callable[[], Plan], stage0: int, fd: int) -> None:
+        self._plan = plan  # a start of what another process created needs it for the words of a failure only
         self.pid = 0
         self.channel = fd
         self._stage0 = stage0
+
+    @property
+    def plan(self) -> Plan:
+        return self._plan()
 
     def unshared(self) -> int:
         """Waits until the first process exists; its pid."""
@@ -209,7 +214,7 @@ def launch(
             launcher.launch(program, argv, fds, plan.base)
         else:
             stage0 = _spawn(program, argv, fds, plan.base, stdio)
-        return Process(plan, stage0, ours)
+        return Process(lambda: plan, stage0, ours)
     finally:
         for fd in opened:
             os.close(fd)

@@ -144,10 +144,3 @@ def _unzstd(source: IO[bytes]) -> _Reads:
         return cast("_Reads", zstd.ZstdFile(source, "rb", options=options))
     decompressor = ZstdDecompressor(max_window_size=1 << _ZSTD_WINDOW)
     return cast("_Reads", decompressor.stream_reader(source, read_across_frames=True))
-
-
-def gzip_writer(target: IO[bytes]) -> IO[bytes]:
-    """A gzip stream without name and time in its header, so that the same bytes in give the same bytes out."""
-    from gzip import GzipFile
-
-    return cast("IO[bytes]", GzipFile(filename="", mode="wb", fileobj=target, compresslevel=6, mtime=0))

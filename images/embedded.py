@@ -5,7 +5,6 @@ It has a name of its own, under a registry that cannot exist, so that nobody tak
 
 from __future__ import annotations
 
-import os
 import struct
 import subprocess
 
@@ -116,8 +115,3 @@ def _run(*command: str) -> str:
     if done.returncode:
         raise PycontainError(f"{' '.join(command)} ended with status {done.returncode}", hint=_HINT)
     return done.stdout.decode("ascii", "replace")
-
-
-def is_there(busybox: str = BUSYBOX) -> bool:
-    """Can the embedded image be made on this machine?"""
-    return os.access(busybox, os.X_OK)

@@ -10,8 +10,6 @@ from __future__ import annotations
 import posix as os
 
 from pycontain.runtime.errors import KernelError, NotFound, PycontainError, SpecError
-from pycontain.runtime.jsontext import parse
-from pycontain.runtime.paths import is_directory
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -139,16 +137,6 @@ SCHEMA: dict[str, Any] = {
 }
 _KINDS = {"str": "a string", "int": "an integer", "uint": "a non-negative integer", "bool": "true or false"}
 _UNSIGNED_MAX = (1 << 64) - 1
-
-
-def load(bundle: str) -> Spec:
-    """The Spec of a bundle directory's config.json. Raises NotFound, PycontainError (JSON), SpecError (shape)."""
-    path = f"{bundle}/config.json"
-    if not is_directory(bundle):
-        raise NotFound(
-            f"bundle {bundle} does not exist", hint="pycontain-runtime spec makes a config.json in a directory"
-        )
-    return check(parse(read_bounded(path), path))
 
 
 def read_bounded(path: str, limit: int = MAX_BYTES) -> bytes:

@@ -55,7 +55,7 @@ class Plan:
     """
 
     __slots__ = (
-        "base", "console", "files", "gid_maps", "hooks", "into", "joins", "late", "listener", "ops", "uid_maps",
+        "base", "console", "files", "gid_maps", "hooks", "into", "joins", "late", "ops", "uid_maps",
         "warnings",
     )  # fmt: skip
 
@@ -69,7 +69,7 @@ class Plan:
         self.uid_maps: list[dict[str, int]] = []
         self.gid_maps: list[dict[str, int]] = []
         self.hooks: dict[str, list[dict[str, Any]]] = {}
-        self.console = self.listener = False
+        self.console = False
         self.warnings: list[str] = []
 
     def file(self, path: str) -> int:
@@ -131,7 +131,7 @@ def plan(
         raise SpecError("$.root", "found nothing, wanted the root file system")
     process = spec["process"]
     p = Plan(3 + preserve_fds, into, joins)
-    p.console, p.listener = bool(process.get("terminal")), listen
+    p.console = bool(process.get("terminal"))
     p.hooks = spec.get("hooks") or {}
     for kind, hooks in p.hooks.items():
         for i, hook in enumerate(hooks):

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pycontain.runtime import jsontext, spec
+from pycontain.runtime import jsontext, lifecycle, spec
 from pycontain.runtime.errors import NotFound, PycontainError, SpecError
 from pycontain.runtime.example import EXAMPLE
 
@@ -139,9 +139,9 @@ def test_any_json_is_checked_or_refused(value: dict[str, Any]) -> None:
 
 def test_a_bundle_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(NotFound, match=f"^bundle {tmp_path}/none does not exist$"):
-        spec.load(f"{tmp_path}/none")
+        lifecycle.read_config(f"{tmp_path}/none")
     with pytest.raises(NotFound, match=f"^cannot read {tmp_path}/config.json: it does not exist$"):
-        spec.load(str(tmp_path))
+        lifecycle.read_config(str(tmp_path))
 
 
 def test_reads_are_bounded(tmp_path: Path) -> None:

@@ -328,6 +328,8 @@ def follow(
             teardown.finish(engine, container)
             if container.options.get("remove"):
                 teardown.discard(engine, container)
+    except NotFound:
+        pass  # `system prune` or `rm -f` was faster than we; how it ended we have from the supervisor
     finally:
         attaching.done(owner)
     if oom is not None and container.state.get("oom_killed"):

@@ -165,3 +165,20 @@ def test_running_a_bundle_imports_nothing_heavy(tmp_path: Path, rootfs: Path) ->
         "assert not heavy, heavy\n"
     )
     subprocess.run([sys.executable, "-I", "-S", "-c", code], check=True)
+
+
+def test_a_container_that_others_remove_as_it_ends_still_gives_its_status(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pycontain.engine import attach
+
+    real = attach.stream
+
+    def and_then_removed(*arguments: object, **options: object) -> object:
+        ended = real(*arguments, **options)  # type: ignore[arg-type]
+        host("system", "prune", "-f")
+        assert host.out("ps", "-aq") == ""
+        return ended
+
+    monkeypatch.setattr(attach, "stream", and_then_removed)
+    assert pycontain.run(IMAGE, ["sh", "-c", "echo out; exit 3"], network="none").exit_code == 3

@@ -17,10 +17,10 @@ TITLES = {
     "host": "OCI runtimes, the machine's own cgroups",
     "engines": "Engines, with a network, cgroup v1",
 }
-# Where engines write whatever their options say.
+# Where engines write whatever their options say, besides /run (host.in_view).
 PRIVATE = """
 ip link set lo up
-for folder in /run /var/lib /etc/cni; do [ ! -d $folder ] || mount -t tmpfs private $folder; done
+for folder in /var/lib /etc/cni; do [ ! -d $folder ] || mount -t tmpfs private $folder; done
 exec "$@"
 """
 

@@ -16,8 +16,12 @@ VIEWS = {
 
 
 def in_view(view: str, argv: list[str]) -> list[str]:
-    """The command that runs ``argv`` where only that version of cgroups is mounted."""
-    return ["unshare", "--mount", "--propagation", "private", "sh", "-c", f'{VIEWS[view]}; exec "$@"', "sh", *argv]
+    """The command that runs ``argv`` where only that version of cgroups is mounted.
+
+    /run, where every contender keeps what it knows of running containers, is a tmpfs, as wherever systemd runs.
+    """
+    prepare = f'{VIEWS[view]}; mount -t tmpfs -o mode=755 tmpfs /run; exec "$@"'
+    return ["unshare", "--mount", "--propagation", "private", "sh", "-c", prepare, "sh", *argv]
 
 
 def cgroups() -> str:

@@ -18,7 +18,7 @@ Result = dict[str, object]
 _PEAK_RUNS = 15
 
 
-def write_bundle(folder: str, *, device_rules: bool) -> None:
+def write_bundle(folder: str) -> None:
     """A bundle whose root filesystem is the static busybox, with what ``runc spec`` writes as its configuration."""
     busybox = shutil.which("busybox")
     if busybox is None:
@@ -28,17 +28,14 @@ def write_bundle(folder: str, *, device_rules: bool) -> None:
     for applet in ("true", "sleep", "sh"):
         os.link(f"{folder}/rootfs/bin/busybox", f"{folder}/rootfs/bin/{applet}")
     subprocess.run(["runc", "spec", "--bundle", folder], check=True)
-    edit(folder, ["/bin/true"], device_rules=device_rules)
+    edit(folder, ["/bin/true"])
 
 
-def edit(folder: str, args: list[str], *, device_rules: bool = True) -> None:
+def edit(folder: str, args: list[str]) -> None:
     with open(f"{folder}/config.json") as file:
         config = json.load(file)
     config["process"].update(args=args, terminal=False)
     config["linux"]["cgroupsPath"] = "/pycontain-bench/container"
-    if not device_rules:
-        # crun on cgroup v2 raises RLIMIT_MEMLOCK for its device program, and that needs CAP_SYS_RESOURCE.
-        config["linux"].get("resources", {}).pop("devices", None)
     with open(f"{folder}/config.json", "w") as file:
         json.dump(config, file)
 
@@ -46,27 +43,31 @@ def edit(folder: str, args: list[str], *, device_rules: bool = True) -> None:
 class Runtime:
     """One contender: how its command starts, and a state directory of its own."""
 
-    def __init__(self, name: str, command: str, folder: str) -> None:
+    def __init__(self, name: str, command: str, folder: str, **environment: str) -> None:
         self.name = name
+        self.environment = {**os.environ, **environment}
         self.id = f"bench-{name}"
-        self.command = [command, "--root", f"{folder}/state-{name}"]
+        self.command = [command, "--root", f"/run/{os.path.basename(folder)}/{name}"]
         self.bundle = f"{folder}/bundle"
         self.pid_file = f"{folder}/pid-{name}"
 
+    def _timed(self, arguments: list[str]) -> float:
+        return timed([*self.command, *arguments], environment=self.environment)
+
     def run(self) -> float:
-        return timed([*self.command, "run", "--bundle", self.bundle, self.id])
+        return self._timed(["run", "--bundle", self.bundle, self.id])
 
     def create(self) -> float:
-        return timed([*self.command, "create", "--bundle", self.bundle, "--pid-file", self.pid_file, self.id])
+        return self._timed(["create", "--bundle", self.bundle, "--pid-file", self.pid_file, self.id])
 
     def start(self) -> float:
-        return timed([*self.command, "start", self.id])
+        return self._timed(["start", self.id])
 
     def exec(self) -> float:
-        return timed([*self.command, "exec", self.id, "/bin/true"])
+        return self._timed(["exec", self.id, "/bin/true"])
 
     def delete(self, *options: str) -> float:
-        return timed([*self.command, "delete", *options, self.id])
+        return self._timed(["delete", *options, self.id])
 
     def create_start_delete(self) -> float:
         spent = self.create() + self.start()
@@ -88,7 +89,9 @@ class Runtime:
         command = [peak, *self.command, "run", "--bundle", self.bundle, self.id]
         found = []
         for _ in range(_PEAK_RUNS):
-            done = subprocess.run(command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=True)
+            done = subprocess.run(
+                command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=True, env=self.environment
+            )
             found.append(int(done.stderr.split()[-1]))
         return sorted(found)[_PEAK_RUNS // 2]
 
@@ -111,12 +114,19 @@ def works(runtime: Runtime) -> str | None:
     if shutil.which(runtime.command[0]) is None:
         return "not installed"
     command = [*runtime.command, "run", "--bundle", runtime.bundle, runtime.id]
-    done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, env=runtime.environment)
     if done.returncode == 0:
         return None
     subprocess.run([*runtime.command, "delete", "--force", runtime.id], capture_output=True)
     lines = (done.stderr or done.stdout).strip().splitlines()
     return lines[-1] if lines else f"exit status {done.returncode}"
+
+
+def built(folder: str, name: str, *options: str) -> str:
+    """A small C program or library of the bench's own, compiled into ``folder``."""
+    source = os.path.join(os.path.dirname(__file__), f"{name.partition('.')[0]}.c")
+    subprocess.run(["cc", "-O2", *options, "-o", f"{folder}/{name}", source], check=True)
+    return f"{folder}/{name}"
 
 
 def remove_cgroup(name: str) -> None:
@@ -130,11 +140,12 @@ def remove_cgroup(name: str) -> None:
 def suite(ours: str, rounds: int, view: str, warm: Callable[[str], float] | None) -> Result:
     """Every discipline in the view of cgroups that this process sees. ``warm`` runs a bundle from this interpreter."""
     with tempfile.TemporaryDirectory(prefix="pycontain-bench.") as folder:
-        write_bundle(f"{folder}/bundle", device_rules=view != "v2")
+        write_bundle(f"{folder}/bundle")
+        crun = {"LD_PRELOAD": built(folder, "memlock.so", "-shared", "-fPIC")} if view == "v2" else {}
         runtimes = [
             Runtime("pycontain", ours, folder),
             Runtime("runc", "runc", folder),
-            Runtime("crun", "crun", folder),
+            Runtime("crun", "crun", folder, **crun),
         ]
         absent = {runtime.name: why for runtime in runtimes if (why := works(runtime)) is not None}
         runtimes = [runtime for runtime in runtimes if runtime.name not in absent]
@@ -157,8 +168,7 @@ def suite(ours: str, rounds: int, view: str, warm: Callable[[str], float] | None
                 runs["pycontain warm"] = functools.partial(warm, f"{folder}/bundle")
             discipline("run", runs)
             discipline("create start delete", {runtime.name: runtime.create_start_delete for runtime in runtimes})
-            peak = f"{folder}/peak"
-            subprocess.run(["cc", "-O2", "-o", peak, os.path.join(os.path.dirname(__file__), "peak.c")], check=True)
+            peak = built(folder, "peak")
             peaks = {runtime.name: runtime.peak_kib(peak) for runtime in runtimes}
             edit(f"{folder}/bundle", ["/bin/sleep", "1000"])
             with contextlib.ExitStack() as stack:

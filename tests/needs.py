@@ -192,7 +192,7 @@ def _module(name: str) -> None:
         return None if importlib.util.find_spec(name) else f"the Python module {name} is not installed"
 
 
-for _name in ("runc", "crun", "podman", "getpcaps", "skopeo", "umoci", "clang", "htpasswd", "openssl", "unshare", "strace"):
+for _name in ("runc", "crun", "podman", "getpcaps", "skopeo", "umoci", "clang", "htpasswd", "openssl", "unshare", "strace", "cpio"):
     _command(_name)
 for _name in ("cgroupspy", "pyroute2", "jsonschema", "prctl"):
     _module(_name)

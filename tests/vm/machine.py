@@ -20,6 +20,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import BinaryIO
 
+from pycontain.runtime.vm import guest
 from tests.vm import kernel
 from tests.vm.kernel import Unavailable
 
@@ -65,18 +66,18 @@ def run(
     why = missing()
     if why:
         raise Unavailable(why)
-    tree = kernel.kernel()
+    found = kernel.kernel()
     deadline = time.monotonic() + timeout
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pycontain-vm-")))
-        _initramfs(tree, folder, command, cwd or str(Path.cwd()), environment or {})
+        _initramfs(found, folder, command, cwd or str(Path.cwd()), environment or {})
         _scratch_disk(folder / "disk")
         _share_root(stack, folder)
         streams = [os.pipe(), os.pipe()]
         readers = [stack.enter_context(open(read, "rb", buffering=0)) for read, _ in streams]
         writers = [write for _, write in streams]
         try:
-            qemu = _start([QEMU, *_arguments(tree, folder, memory, cpus, *writers)], folder / "qemu.log", writers)
+            qemu = _start([QEMU, *_arguments(found, folder, memory, cpus, *writers)], folder / "qemu.log", writers)
         finally:
             for writer in writers:
                 os.close(writer)
@@ -89,10 +90,10 @@ def run(
         raise MachineError(f"the machine ended before its command: {said.strip() or log.strip()}")
 
 
-def _initramfs(tree: Path, folder: Path, command: Sequence[str], cwd: str, environment: Mapping[str, str]) -> None:
+def _initramfs(found: guest.Kernel, folder: Path, command: Sequence[str], cwd: str, environment: Mapping[str, str]) -> None:
     variables = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
     variables |= {"TMPDIR": "/scratch/tmp", **environment}
-    modules = next((tree / "lib/modules").iterdir())
+    modules = Path(found.modules)
     texts = {
         "cfg/argv": "".join(f"{word}\0" for word in command),
         "cfg/env": "".join(f"{name}={value}\0" for name, value in variables.items()),
@@ -101,8 +102,8 @@ def _initramfs(tree: Path, folder: Path, command: Sequence[str], cwd: str, envir
     }
     # The kernel unpacks one archive after the other.
     with (folder / "initramfs").open("wb") as file:
-        file.write(kernel.base_initramfs(tree).read_bytes())
-        file.write(kernel.cpio({name: (0o100644, text.encode()) for name, text in texts.items()}))
+        file.write(kernel.base_initramfs(found).read_bytes())
+        file.write(guest.cpio({name: (0o100644, text.encode()) for name, text in texts.items()}))
 
 
 def _scratch_disk(path: Path) -> None:
@@ -123,14 +124,13 @@ def _share_root(stack: ExitStack, folder: Path) -> None:
         stack.callback(_end, _start([VIRTIOFSD, f"--fd={fd}", *options], folder / "virtiofsd.log", [fd]))
 
 
-def _arguments(tree: Path, folder: Path, memory: int, cpus: int, output: int, status: int) -> list[str]:
-    kernel_file = next((tree / "boot").glob("vmlinuz-*"))
+def _arguments(found: guest.Kernel, folder: Path, memory: int, cpus: int, output: int, status: int) -> list[str]:
     line = "console=ttyS0 quiet loglevel=4 panic=-1 cgroup_no_v1=all random.trust_cpu=on mitigations=off nokaslr"
     return [
         *("-machine", "q35,memory-backend=memory", "-accel", "tcg,thread=multi", "-cpu", "max,la57=off"),
         *("-smp", str(cpus), "-m", f"{memory}M", "-object", f"memory-backend-memfd,id=memory,size={memory}M,share=on"),
         *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
-        *("-kernel", str(kernel_file), "-initrd", str(folder / "initramfs"), "-append", line),
+        *("-kernel", found.image, "-initrd", str(folder / "initramfs"), "-append", line),
         *("-chardev", f"file,id=console,path={folder}/console.log", "-serial", "chardev:console"),
         *("-chardev", f"socket,id=root,path={folder}/root.sock"),
         *("-device", "vhost-user-fs-pci,chardev=root,tag=root,queue-size=1024"),

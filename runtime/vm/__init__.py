@@ -1,0 +1,1 @@
+"""The microVM: what a guest boots with."""

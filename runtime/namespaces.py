@@ -60,6 +60,7 @@ class Process:
         self.pid = 0
         self.channel = fd
         self._stage0 = stage0
+        self._started = False
 
     @property
     def plan(self) -> Plan:
@@ -78,9 +79,11 @@ class Process:
         self._reap_stage0()
         return self.pid
 
-    def go(self, state: bytes) -> None:
-        """Let init make the container; returns when it is ready."""
+    def go(self, state: bytes, *, start_too: bool = False) -> None:
+        """Let init make the container; returns when it is ready. ``start_too``: and let the program run after that."""
         self._send(channel.GO, state)
+        if start_too:
+            self.start(state)
         self._expect(channel.READY)
 
     def go_exec(self, state: bytes) -> None:
@@ -89,8 +92,10 @@ class Process:
         self.running()
 
     def start(self, state: bytes) -> None:
-        """Let the container's program run; ``running`` says whether it does."""
-        self._send(channel.START, state)
+        """Let the container's program run, once; ``running`` says whether it does."""
+        if not self._started:
+            self._send(channel.START, state)
+            self._started = True
 
     def running(self) -> None:
         """execve closes the channel; a message is a failure."""

@@ -133,7 +133,10 @@ def make_directory(path: str, mode: int = 0o700) -> None:
             os.mkdir(path, mode)
         except FileExistsError:
             return
-        os.chmod(path, mode)
+        try:
+            os.chmod(path, mode)
+        except FileNotFoundError:
+            pass  # removed by another process already: as well now as a moment later
     except OSError as error:
         hint = "run it as root" if error.errno in (1, 13) and os.geteuid() != 0 else None
         raise KernelError(f"cannot make the directory {path}", error.errno or 0, hint=hint) from None

@@ -29,28 +29,41 @@
 #endif
 
 /*
- * argv of the code: [-c, name, home, packages, the user's arguments...]. Only `home` is searched for the first import, and ahead
- * of the standard library, so that no other directory is read; afterwards both stand behind it, so that nothing
- * in site-packages can take the place of a standard module.
+ * argv of the code: [-c, name, home, packages, the user's arguments...]. Both directories stand behind the standard
+ * library, so that nothing in site-packages can take the place of a standard module; only for the first import `home`
+ * stands ahead, so that no other directory is read.
  */
 #define HEAD                                                                                                           \
-	"import sys\n"                                                                                                 \
+	"import sys, gc\n"                                                                                             \
 	"a, p = sys.argv, sys.path\n"                                                                                  \
-	"del a[0]\n"                                                                                                   \
-	"home, packages = a[1:3]\n"                                                                                    \
-	"del a[1:3]\n"                                                                                                 \
-	"p.insert(0, home)\n"                                                                                          \
-	"import pycontain\n"                                                                                           \
-	"del p[0]\n"                                                                                                   \
+	"home, packages = a[2:4]\n"                                                                                    \
+	"a[:4] = [a[1]]\n"                                                                                             \
 	"p += [x for x in (home, packages) if x not in p]\n"
 
 /*
  * A verb ends before the collector could find anything, and its rounds over what imports have made cost 0.4 ms of
  * a start of the OCI command, and 10 ms of the user's. What goes on for long (logs -f) is still collected.
+ * The cache is runtime/start.py's, and holds its code too.
  */
-static const char RUNTIME[] = HEAD "import gc\ngc.disable()\nfrom pycontain.runtime.start import main\nmain()\n";
-static const char ENGINE[] = HEAD "import gc\ngc.set_threshold(50000, 20, 20)\n"
-				  "from pycontain.cli import main\nsys.exit(main())\n";
+static const char RUNTIME[] = HEAD "import marshal\n"
+				   "gc.disable()\n"
+				   "cache = home + '/pycontain/runtime/__pycache__/start.' + sys.implementation.cache_tag\n"
+				   "try:\n"
+				   " with open(cache, 'rb', 0) as f: code, entries = marshal.loads(f.readall())\n"
+				   " exec(code)\n"
+				   "except (OSError, ValueError, EOFError, TypeError):\n"
+				   " entries = []\n"
+				   " p.insert(0, home)\n"
+				   " import pycontain\n"
+				   " del p[0]\n"
+				   " from pycontain.runtime.start import main\n"
+				   "main(cache, entries)\n";
+static const char ENGINE[] = HEAD "gc.set_threshold(50000, 20, 20)\n"
+				  "p.insert(0, home)\n"
+				  "import pycontain\n"
+				  "del p[0]\n"
+				  "from pycontain.cli import main\n"
+				  "sys.exit(main())\n";
 
 static const char *name = "pycontain";
 

@@ -33,6 +33,7 @@ _V1_CONTROLLERS = frozenset(
 )  # fmt: skip
 _REMOVE_SECONDS = 2.0
 _KILL_SECONDS = 10.0
+_DYING_SECONDS = 0.02
 FREEZE_SECONDS = 5.0
 
 
@@ -314,8 +315,10 @@ class Cgroup:
                 raise KernelError(f"kill the processes of cgroup {self.path}: {left} still there", EBUSY)
             sleep(pause)
             pause = min(pause * 2, 0.05)
-            # On a hybrid host a process may sit in the v1 hierarchies alone: then the file does not reach it.
-            kill_file = kill_file and self._process_directory() == self.unified
+            # On a hybrid host a process may sit in the v1 hierarchies alone: then the file does not reach it. What it
+            # did reach is listed there for a moment longer.
+            dying = monotonic() < deadline - timeout + _DYING_SECONDS
+            kill_file = kill_file and (dying or self._process_directory() == self.unified)
 
     def _kill_by_file(self) -> bool:
         try:

@@ -183,3 +183,23 @@ def test_a_lock_is_exclusive_and_dies_with_its_file(tmp_path: Path) -> None:
     thread.join(10)
     assert got.is_set()  # it took a new file of that name, and not the removed one
     assert path.exists()
+
+
+def test_a_directory_that_a_prune_takes_at_once_is_made_again(
+    store: Containers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has no lock yet, so a prune takes it for what a crash left: here between its mkdir and its chmod."""
+    make(store, "first")
+    taken: list[str] = []
+    real = os.chmod
+
+    def chmod(path: str, mode: int) -> None:
+        if str(path).endswith(".new") and not taken:
+            os.rmdir(path)
+            taken.append(path)
+        real(path, mode)
+
+    monkeypatch.setattr(files.os, "chmod", chmod)
+    container = make(store, "second")
+    assert len(taken) == 1 and container.directory + ".new" != taken[0]
+    assert store.find("second").id == container.id

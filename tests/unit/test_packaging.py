@@ -18,7 +18,7 @@ PROGRAMS = {"pycontain-init", "pycontain-supervisor"}
 PRINT_SELF = """
 import sys
 
-def main():
+def main(*_):
     print(sys.argv, sys.flags.isolated, sys.flags.no_site, sys.flags.utf8_mode, sys.path[-1], __file__, sep="\\n")
 """
 

@@ -12,22 +12,17 @@ from pathlib import Path
 import pytest
 
 from tests.runtime_tools import REPOSITORY
+from tests.unit.test_import_budget import code
 
 CODE = """
-import sys
-home = sys.argv.pop(1)
-sys.path.insert(0, home)
-from pycontain.runtime import start
-from pycontain.runtime.start import main
-import atexit, posix, json
+import posix, json, sys
 real = posix._exit
 def report(status):
-    found = {n: type(m.__spec__.loader).__name__ if not isinstance(m.__spec__.loader, type) else m.__spec__.loader.__name__
-             for n, m in sys.modules.items() if n.startswith("pycontain.runtime.") and n != "pycontain.runtime.start"}
+    found = {n: "start" if getattr(m.__spec__.loader, "__name__", "") == "Finder" else "file"
+             for n, m in sys.modules.items() if n.split(".")[0] == "pycontain" and n != "pycontain.runtime.start"}
     print(json.dumps(found), file=sys.stderr, flush=True)
     real(status)
 posix._exit = report
-main()
 """
 
 
@@ -40,9 +35,13 @@ def copy(tmp_path: Path) -> Path:
     return tmp_path / "home"
 
 
+def command(home: Path, *arguments: str) -> list[str]:
+    """What the launcher becomes, and a report of where each module came from."""
+    return [sys.executable, "-I", "-S", "-c", CODE + code(), "pycontain-runtime", str(home), "/nowhere", *arguments]
+
+
 def loaders(home: Path, *arguments: str) -> dict[str, str]:
-    command = [sys.executable, "-I", "-S", "-c", CODE, str(home), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=30, stdin=subprocess.DEVNULL)
+    done = subprocess.run(command(home, *arguments), capture_output=True, text=True, timeout=30, stdin=subprocess.DEVNULL)
     found: dict[str, str] = json.loads(done.stderr.splitlines()[-1])
     return found
 
@@ -52,17 +51,18 @@ def cache(home: Path) -> Path:
 
 
 def test_written_once_used_and_made_anew(copy: Path) -> None:
-    assert set(loaders(copy, "--version").values()) == {"SourceFileLoader"}
+    assert set(loaders(copy, "--version").values()) == {"file"}
     written = cache(copy).stat().st_mtime_ns
-    assert loaders(copy, "--version") == {"pycontain.runtime.errors": "Finder", "pycontain.runtime.main": "Finder"}
+    assert loaders(copy, "--version") == dict.fromkeys(
+        ("pycontain", "pycontain.runtime", "pycontain.runtime.errors", "pycontain.runtime.main"), "start"
+    )
     assert cache(copy).stat().st_mtime_ns == written
 
     source = copy / "runtime/main.py"
     source.write_text(source.read_text().replace('VERSION = "0.1.0"', 'VERSION = "9.9.9"'))
-    command = [sys.executable, "-I", "-S", "-c", CODE, str(copy), "--version"]
-    changed = subprocess.run(command, capture_output=True, text=True, timeout=30)
+    changed = subprocess.run(command(copy, "--version"), capture_output=True, text=True, timeout=30)
     assert "version 9.9.9" in changed.stdout
-    assert set(loaders(copy, "--version").values()) == {"Finder"}
+    assert set(loaders(copy, "--version").values()) == {"start"}
 
 
 @pytest.mark.parametrize("damage", [b"", b"\0", b"nonsense", b"\xff" * 1000])
@@ -70,7 +70,7 @@ def test_a_damaged_cache_is_no_harm(copy: Path, damage: bytes) -> None:
     loaders(copy, "--version")
     cache(copy).write_bytes(damage)
     assert "pycontain.runtime.main" in loaders(copy, "--version")
-    assert set(loaders(copy, "--version").values()) == {"Finder"}
+    assert set(loaders(copy, "--version").values()) == {"start"}
 
 
 @pytest.mark.needs("root")
@@ -83,8 +83,8 @@ def test_the_list_is_what_a_run_loads(copy: Path, tmp_path: Path) -> None:
     shutil.copytree(REPOSITORY / "runtime/init", copy / "runtime/init", dirs_exist_ok=True)
     loaders(copy, *arguments)
     found = loaders(copy, *arguments)
-    backend = {"kernel.cgroup_v1", "kernel.cgroup_v2", "kernel.device_filter"}
-    names = {name.removeprefix("pycontain.runtime."): loader for name, loader in found.items()}
-    assert set(names) - backend == set(MODULES) - backend
-    assert {loader for name, loader in names.items() if name not in backend} == {"Finder"}
+    kernel = "pycontain.runtime.kernel."
+    backend = {kernel + name for name in ("cgroup_v1", "cgroup_v2", "device_filter")}
+    assert set(found) - backend == set(MODULES) - backend
+    assert {loader for name, loader in found.items() if name not in backend} == {"start"}
     assert os.listdir(tmp_path / "state") == []

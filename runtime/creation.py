@@ -1,0 +1,398 @@
+"""create, and what belongs to it: start of what this process created, wait, delete. Spec → Plan → executor → State.
+
+The start path: what ``pycontain-runtime run`` does not need is in ``lifecycle``. Whatever is made is made in an order
+that ``delete --force`` can undo after a kill -9 at any line: the state directory first, with the cgroup's name in it;
+mounts live in the container's own namespace only.
+"""
+
+from __future__ import annotations
+
+import _socket
+import posix as os
+
+from pycontain.runtime import namespaces, spec
+from pycontain.runtime.errors import KernelError, NotFound, PycontainError, SpecError
+from pycontain.runtime.jsontext import dump, parse
+from pycontain.runtime.kernel.cgroup import absolute, hierarchies, open_cgroup
+from pycontain.runtime.kernel.host import probe
+from pycontain.runtime.paths import is_directory, real
+from pycontain.runtime.plan.mounts import DEFAULT_DEVICES
+from pycontain.runtime.plan.plan import Plan, plan
+from pycontain.runtime.spec import read_bounded
+from pycontain.runtime.state import Container, check_id
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from pycontain.runtime.kernel.cgroup import Cgroup
+    from pycontain.runtime.kernel.host import Host
+    from pycontain.runtime.namespaces import Launcher, Process
+
+OCI_VERSION = "1.3.0"
+
+
+class Running:
+    """A process that this process started: its pid, and the way to start it for good and to wait for it."""
+
+    def __init__(self, pid: int, process: Process, container: Container | None = None) -> None:
+        self.pid = pid
+        self.process = process
+        self._container = container
+
+    def start(self) -> None:
+        """Run the program of a container created with ``listen=False``; once. Raises what ``start`` raises."""
+        assert self._container is not None
+        with self._container as container:
+            started(container, self.process)
+
+    def wait(self) -> int:
+        """Waits for it to end; 0–255, or 128 + the signal that killed it. Only for its parent."""
+        status = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        return status if status >= 0 else 128 - status
+
+
+def cgroup_path(config: dict[str, Any], id: str) -> str:
+    """Where the container's cgroup is: ``$.linux.cgroupsPath``, or ``/pycontain/<id>``."""
+    return absolute((config.get("linux") or {}).get("cgroupsPath") or f"/pycontain/{id}")
+
+
+# What every container may do with devices besides $.linux.resources.devices: make nodes (a node alone opens
+# nothing), and use the default devices of config-linux.md, pseudo-terminals and their multiplexer.
+_DEVICE_RULES = [{"allow": True, "type": kind, "access": "m"} for kind in "cb"] + [
+    {"allow": True, "type": "c", "major": major, "minor": minor, "access": "rwm"}
+    for major, minor in [*(d[1:] for d in DEFAULT_DEVICES), (5, 2), (136, -1)]
+]
+
+
+def complete_resources(config: dict[str, Any]) -> dict[str, Any]:
+    """``$.linux.resources`` with complete device rules: nothing is allowed that no rule allows."""
+    resources = dict((config.get("linux") or {}).get("resources") or {})
+    deny = {"allow": False, "type": "a", "access": "rwm"}
+    resources["devices"] = [deny, *(resources.get("devices") or ()), *_DEVICE_RULES]
+    return resources
+
+
+def _rootfs(config: dict[str, Any], bundle: str) -> dict[str, Any]:
+    path = (config.get("root") or {}).get("path")
+    if path is None:
+        raise SpecError("$.root.path", "found nothing, wanted a directory")
+    path = path if path.startswith("/") else f"{bundle}/{path}"
+    if not is_directory(path):
+        raise SpecError("$.root.path", f"found {path!r}, which is not a directory")
+    # The mount's parent is found by name: no links in the way.
+    return {"kind": "directory", "path": real(path)}
+
+
+def join_fds(cgroup: Cgroup) -> tuple[int, ...]:
+    """Descriptors for the plan's cgroup slots, as many as ``joining`` says."""
+    kind, fds = cgroup.join_fds()
+    if kind == "v2":
+        return (fds,)
+    into = cgroup.clone_fd()
+    return (*(() if into is None else (into,)), *fds)
+
+
+def create(
+    id: str,
+    bundle: str,
+    *,
+    root: str,
+    rootfs: dict[str, Any] | None = None,
+    lease: Any = None,
+    stdio: tuple[int, int, int] | None = None,
+    console: int | None = None,
+    make_console: Callable[[], tuple[int, dict[str, int] | None]] | None = None,
+    launcher: Launcher | None = None,
+    pid_file: str | None = None,
+    no_pivot: bool = False,
+    no_new_keyring: bool = False,
+    preserve_fds: int = 0,
+    reap: bool = False,
+    listen: bool = True,
+) -> Running:
+    """The container of ``bundle`` up to the point where its program would start.
+
+    ``rootfs``: None for the bundle's own, or an overlay. ``lease``: an object with ``netlink`` and ``attach(pid)``.
+    ``console``: a connected socket that the terminal's master is sent to, wanted exactly if $.process.terminal.
+    ``make_console``: asked for a console (the caller closes it) and its size, where a terminal is wanted, none given.
+    ``listen``: whether another process will start it; without, only ``Running.start`` can.
+    ``reap``: a reaper as pid 1, in front of the program.
+    Raises Conflict, SpecError, Unsupported, KernelError, PycontainError; nothing is left behind then.
+    """
+    check_id(id)
+    bundle = real(bundle)
+    raw = read_config(bundle)
+    config = spec.check(parse(raw, f"{bundle}/config.json"))
+    terminal = bool((config.get("process") or {}).get("terminal"))
+    if terminal and console is None and make_console is not None:
+        console, size = make_console()
+        if size is not None:
+            config["process"].setdefault("consoleSize", size)
+    if terminal and console is None:
+        raise PycontainError(
+            "cannot create a container with a terminal: $.process.terminal is true, but there is no console socket",
+            hint="--console-socket PATH",
+        )
+    if console is not None and not terminal:
+        raise PycontainError(
+            "found a console socket, but $.process.terminal is not true", hint="set $.process.terminal to true"
+        )
+    path = cgroup_path(config, id)
+    found = hierarchies()
+    cgroup = open_cgroup(path, found)
+    rootfs = rootfs or _rootfs(config, bundle)
+    resources = complete_resources(config)
+    p = plan_for(
+        cgroup,
+        config,
+        resources,
+        probe(found),
+        rootfs,
+        lease,
+        bundle=bundle,
+        preserve_fds=preserve_fds,
+        listen=listen,
+        no_pivot=no_pivot,
+        keyring=None if no_new_keyring else f"_ses.{id}",
+        reap=reap,
+    )
+    fields = {
+        "ociVersion": OCI_VERSION,
+        "bundle": bundle,
+        "cgroup": path,
+        "annotations": config.get("annotations") or {},
+    }
+    fields["rootfs"] = rootfs.get("path") or rootfs["target"]
+    fields["created"] = _now()
+    fields["operations"] = len(p.ops)
+    fields["poststart"] = p.hooks.get("poststart") or []
+    fields["poststop"] = p.hooks.get("poststop") or []
+    fields["own_pids"] = _own_pids(config)
+    container = Container.make(root, id, fields, raw)
+    process: Process | None = None
+    listener = -1
+    try:
+        cgroup.create()
+        if listen:
+            listener = _listen(f"{container.directory}/control.sock")
+        cgroup_fds = join_fds(cgroup)
+        try:
+            process = namespaces.launch(
+                p,
+                cgroup_fds=cgroup_fds,
+                stdio=stdio,
+                console=console,
+                listener=listener if listen else None,
+                launcher=launcher,
+            )
+        finally:
+            for fd in cgroup_fds:
+                os.close(fd)
+        # While init clones; its child does nothing before "go".
+        try:
+            cgroup.apply(resources)
+        finally:
+            pid = process.unshared()
+        if launcher is not None:
+            launcher.started(pid)
+        container.set_pid(pid)
+        _write_id_maps(p, pid)
+        if lease is not None:
+            lease.attach(pid)
+        if p.hooks:
+            from pycontain.runtime import hooks as _hooks
+
+            state = container.oci("creating")
+            _hooks.run_all(p.hooks.get("prestart") or [], "prestart", state)
+            _hooks.run_all(p.hooks.get("createRuntime") or [], "createRuntime", state)
+        # Where nobody has anything to do in between, init need not wait for us.
+        ahead = not (listen or p.hooks or lease or launcher or pid_file)
+        process.go(dump(container.oci("creating")).encode(), start_too=ahead)
+        container.fields["status"] = "created"
+        if pid_file is not None:
+            write_pid_file(pid_file, pid)
+        if not listen:
+            return Running(pid, process, container)
+        process.close()
+        container.save()
+        container.close()
+        return Running(pid, process)
+    except BaseException:
+        if process is not None:
+            process.close()
+        _undo(container, cgroup, process, launcher)
+        raise
+    finally:
+        if listener >= 0:
+            os.close(listener)
+
+
+def joining(cgroup: Cgroup) -> tuple[bool, int]:
+    """``(clone into cgroup2, v1 hierarchies to join)``, before the cgroup exists."""
+    unified = cgroup.unified is not None
+    return unified, len(cgroup.directories) - unified
+
+
+def plan_for(
+    cgroup: Cgroup,
+    config: dict[str, Any],
+    resources: dict[str, Any],
+    host: Host,
+    rootfs: dict[str, Any],
+    lease: Any = None,
+    **settings: Any,
+) -> Plan:
+    """``plan``, with what it has to know of the cgroup."""
+    into, joins = joining(cgroup)
+    program = cgroup.device_program(resources)
+    return plan(
+        config, host, rootfs, lease, cgroup=cgroup.path, into=into, joins=joins, device_program=program, **settings
+    )
+
+
+def _undo(container: Container, cgroup: Cgroup, process: Process | None, launcher: Any) -> None:
+    cgroup.kill_all()
+    if process is not None and process.pid and launcher is None:
+        os.waitpid(process.pid, 0)
+    cgroup.remove()
+    container.remove()
+
+
+def _listen(path: str) -> int:
+    """A listening socket in the state directory, which only root can enter; by descriptor, as paths may be long."""
+    directory = os.open(path.rsplit("/", 1)[0], os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        server = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)
+        server.bind(f"/proc/self/fd/{directory}/control.sock")
+        server.listen(1)
+        return server.detach()
+    finally:
+        os.close(directory)
+
+
+def _write_id_maps(p: Plan, pid: int) -> None:
+    for name, maps in (("uid_map", p.uid_maps), ("gid_map", p.gid_maps)):
+        if not maps:
+            continue
+        text = "".join(f"{m['containerID']} {m['hostID']} {m['size']}\n" for m in maps)
+        try:
+            fd = os.open(f"/proc/{pid}/{name}", os.O_WRONLY | os.O_CLOEXEC)
+            try:
+                os.write(fd, text.encode())
+            finally:
+                os.close(fd)
+        except OSError as error:
+            key = "uidMappings" if name == "uid_map" else "gidMappings"
+            raise KernelError(
+                f"$.linux.{key}: cannot write {text!r} to the {name} of the container", error.errno or 0
+            ) from None
+
+
+def write_pid_file(path: str, pid: int) -> None:
+    """The pid in decimal, without a newline, as runc's; atomic."""
+    try:
+        temporary = f"{path}.{pid}.tmp"
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+        os.write(fd, str(pid).encode())
+        os.close(fd)
+        os.rename(temporary, path)
+    except OSError as error:
+        raise KernelError(f"cannot write the pid file {path}", error.errno or 0) from None
+
+
+def read_config(bundle: str) -> bytes:
+    """The bytes of a bundle's config.json. Raises NotFound with a hint."""
+    if not is_directory(bundle):
+        raise NotFound(f"bundle {bundle} does not exist", hint="--bundle PATH names a directory with a config.json")
+    try:
+        return read_bounded(f"{bundle}/config.json")
+    except NotFound as error:
+        raise NotFound(error.message, hint="pycontain-runtime spec makes one") from None
+
+
+def _now() -> str:
+    """RFC 3339 with nanoseconds, UTC, without the ``datetime`` module."""
+    from time import gmtime, time_ns
+
+    now = time_ns()
+    t = gmtime(now // 1_000_000_000)
+    return f"{t[0]:04}-{t[1]:02}-{t[2]:02}T{t[3]:02}:{t[4]:02}:{t[5]:02}.{now % 1_000_000_000:09}Z"
+
+
+def started(container: Container, process: Process) -> None:
+    """The second half of create: the program runs, poststart hooks, state "running"."""
+    try:
+        process.start(dump(container.oci("created")).encode())
+        container.transition("start")  # on record while execve is under way; a process that fails is "stopped" anyway
+        process.running()
+    finally:
+        process.close()
+    try:
+        os.unlink(f"{container.directory}/control.sock")
+    except FileNotFoundError:
+        pass
+    hooks = container.fields["poststart"]
+    if hooks:
+        from pycontain.runtime import hooks as _hooks
+
+        try:
+            _hooks.run_all(hooks, "poststart", container.oci("running"))
+        except PycontainError:
+            # runtime.md, "Lifecycle" 9: a poststart hook that fails ends the container.
+            open_cgroup(container.fields["cgroup"]).kill_all()
+            raise
+
+
+def _own_pids(config: dict[str, Any]) -> bool:
+    namespaces_ = (config.get("linux") or {}).get("namespaces") or []
+    return any(n["type"] == "pid" and not n.get("path") for n in namespaces_)
+
+
+def delete(id: str, *, root: str, force: bool = False) -> None:
+    """Remove what is left: processes (``force``, or not yet started), cgroup, state. Raises Conflict, NotFound."""
+    try:
+        container = Container.open(root, id)
+    except NotFound:
+        if force:
+            return
+        raise
+    with container:
+        status = container.status
+        if not force and status != "creating":
+            container.require("delete")
+        path = container.fields.get("cgroup")
+        if path:
+            cgroup = open_cgroup(path)
+            # pid_namespaces(7): the end of its first process is the end of all in a pid namespace.
+            if not (status == "stopped" and container.fields.get("own_pids")):
+                cgroup.kill_all()
+            cgroup.remove()
+        _wait_gone(container)
+        state = container.oci("stopped")
+        container.remove()
+        if container.fields.get("poststop"):
+            _poststop(container.fields["poststop"], state)
+
+
+def _poststop(hooks: list[dict[str, Any]], state: dict[str, Any]) -> None:
+    """runtime.md, "Lifecycle" 13: a poststop hook that fails is worth a warning, and the others still run."""
+    from pycontain.runtime import hooks as _hooks
+
+    for i, hook in enumerate(hooks):
+        try:
+            _hooks.run(hook, f"$.hooks.poststop[{i}]", state)
+        except PycontainError as error:
+            os.write(2, f"warning: {error.message}\n".encode())
+
+
+def _wait_gone(container: Container) -> None:
+    """A killed pid 1 lingers until its namespace is empty; bounded, and none of our business after that."""
+    from time import monotonic, sleep
+
+    deadline = monotonic() + 5
+    while container.alive() and monotonic() < deadline:
+        sleep(0.001)
+
+

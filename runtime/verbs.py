@@ -1,0 +1,308 @@
+"""``pycontain-runtime``: the commands for what exists already, and help. ``main`` has those that start containers."""
+
+from __future__ import annotations
+
+import posix as os
+
+from pycontain.runtime.errors import KernelError, PycontainError, SpecError
+from pycontain.runtime.main import STARTING, Signals, console_of, foreground, preserved
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+_FORMAT = {"--format": ("format", "value"), "-f": ("format", "value")}
+COMMANDS: dict[str, tuple[str, str, dict[str, tuple[str, str]]]] = {
+    "create": ("ID", "make a container from a bundle", STARTING["create"]),
+    "start": ("ID", "run the program of a created container", {}),
+    "state": ("ID", "print the state of a container as JSON", {}),
+    "kill": (
+        "ID [SIGNAL]",
+        "send a signal (SIGTERM) to a container",
+        {"--all": ("all", "bool"), "-a": ("all", "bool")},
+    ),
+    "delete": ("ID", "remove a container", {"--force": ("force", "bool"), "-f": ("force", "bool")}),
+    "run": ("ID", "create and start a container, and wait for it", STARTING["run"]),
+    "exec": (
+        "ID [COMMAND [ARG...]]",
+        "run another program in a container",
+        {
+            "--console-socket": ("console_socket", "value"),
+            "--cwd": ("cwd", "value"),
+            "--env": ("env", "list"),
+            "-e": ("env", "list"),
+            "--tty": ("tty", "bool"),
+            "-t": ("tty", "bool"),
+            "--user": ("user", "value"),
+            "-u": ("user", "value"),
+            "--additional-gids": ("gids", "list"),
+            "-g": ("gids", "list"),
+            "--process": ("process", "value"),
+            "-p": ("process", "value"),
+            "--detach": ("detach", "bool"),
+            "-d": ("detach", "bool"),
+            "--pid-file": ("pid_file", "value"),
+            "--cap": ("cap", "list"),
+            "-c": ("cap", "list"),
+            "--no-new-privs": ("no_new_privs", "bool"),
+            "--preserve-fds": ("preserve_fds", "value"),
+            "--apparmor": ("an AppArmor profile", "no value"),
+            "--process-label": ("a process label", "no value"),
+            "--cgroup": ("a cgroup of its own", "no value"),
+        },
+    ),
+    "list": ("", "list containers", {**_FORMAT, "--quiet": ("quiet", "bool"), "-q": ("quiet", "bool")}),
+    "ps": ("ID [PS OPTION...]", "list the processes of a container", dict(_FORMAT)),
+    "pause": ("ID", "freeze a container", {}),
+    "resume": ("ID", "let a paused container go on", {}),
+    "spec": (
+        "",
+        "write a config.json to start from",
+        {"--bundle": ("bundle", "value"), "-b": ("bundle", "value"), "--rootless": ("a rootless configuration", "no")},
+    ),
+    "features": ("", "print what this build can do as JSON", {}),
+}
+
+
+def usage(name: str | None = None) -> int:
+    if name is None:
+        print("usage: pycontain-runtime [--root DIR] [--log FILE] [--log-format text|json] [--debug] COMMAND ...\n")
+        for command, (arguments, text, _) in COMMANDS.items():
+            print(f"  {command + ' ' + arguments:<28} {text}")
+    else:
+        arguments, text, table = COMMANDS[name]
+        print(f"usage: pycontain-runtime {name} [OPTION...] {arguments}\n\n{text}\n")
+        for option, (key, kind) in table.items():
+            takes = {"bool": "", "no": "  (not built yet)", "no value": " VALUE  (not built yet)"}.get(
+                kind, " " + key.upper().replace("_", "-")
+            )
+            print(f"  {option}{takes}")
+    return 0
+
+
+def _start(root: str, options: dict[str, Any], words: list[str]) -> int:
+    from pycontain.runtime import lifecycle
+
+    lifecycle.start(words[0], root=root)
+    return 0
+
+
+def _state(root: str, options: dict[str, Any], words: list[str]) -> int:
+    from pycontain.runtime.state import Container
+
+    with Container.open(root, words[0]) as container:
+        state = container.oci()
+        fields = container.fields
+        state = {
+            "pid": 0,
+            **state,
+            "rootfs": fields.get("rootfs", ""),
+            "created": fields.get("created", ""),
+            "owner": "",
+        }
+    print(pretty(state))
+    return 0
+
+
+def _kill(root: str, options: dict[str, Any], words: list[str]) -> int:
+    from pycontain.runtime import lifecycle
+    from pycontain.runtime.plan.identity import parse_signal
+
+    if len(words) > 2:
+        raise PycontainError(
+            f"kill takes ID [SIGNAL]: found {len(words)} arguments", hint="pycontain-runtime kill --help"
+        )
+    number = parse_signal(words[1] if len(words) > 1 else "SIGTERM")
+    lifecycle.kill(words[0], number, root=root, all=options.get("all", False))
+    return 0
+
+
+def _delete(root: str, options: dict[str, Any], words: list[str]) -> int:
+    from pycontain.runtime import lifecycle
+
+    lifecycle.delete(words[0], root=root, force=options.get("force", False))
+    return 0
+
+
+def _exec(root: str, options: dict[str, Any], words: list[str]) -> int:
+    from pycontain.runtime import lifecycle
+
+    process = _exec_process(root, options, words)
+    console = console_of(options)
+    ours = None
+    if process.get("terminal") and console is None:
+        if options.get("detach"):
+            raise PycontainError("exec --detach --tty wants --console-socket: nobody else would hold the terminal")
+        from pycontain.runtime import terminal
+
+        ours, console = terminal.pair()
+        process.setdefault("consoleSize", terminal.size(0) or {"height": 0, "width": 0})
+    signals = Signals() if not options.get("detach") else None
+    running = lifecycle.exec(
+        words[0],
+        process,
+        root=root,
+        console=console,
+        pid_file=options.get("pid_file"),
+        preserve_fds=preserved(options),
+    )
+    if console is not None:
+        os.close(console)
+    return 0 if signals is None else foreground(running, ours, signals)
+
+
+def _exec_process(root: str, options: dict[str, Any], words: list[str]) -> dict[str, Any]:
+    from pycontain.runtime.jsontext import parse as parse_json
+    from pycontain.runtime.plan.identity import parse_cap, parse_user
+    from pycontain.runtime.spec import read_bounded
+    from pycontain.runtime.state import Container
+
+    if "process" in options:
+        path = options["process"]
+        process: dict[str, Any] = parse_json(read_bounded(path), path)
+    else:
+        if len(words) < 2:
+            raise PycontainError("exec wants a COMMAND, or --process FILE", hint="pycontain-runtime exec --help")
+        with Container.open(root, words[0]) as container:
+            path = f"{container.directory}/config.json"
+        process = parse_json(read_bounded(path), path).get("process") or {}
+        process["terminal"] = False
+        process["args"] = words[1:]
+    if not isinstance(process, dict):
+        raise SpecError("$", "found no object, wanted a process")
+    if "cwd" in options:
+        process["cwd"] = options["cwd"]
+    process["env"] = [*(process.get("env") or ()), *options.get("env", ())]
+    if options.get("tty"):
+        process["terminal"] = True
+    if "user" in options:
+        if not options["user"]:
+            raise PycontainError("--user: found an empty string, wanted uid[:gid]")
+        user = parse_user(options["user"], None, None)
+        process["user"] = {**(process.get("user") or {}), "uid": user["uid"], "gid": user["gid"]}
+    for text in options.get("gids", ()):
+        gid = parse_user(text, None, None)["uid"]
+        process.setdefault("user", {}).setdefault("additionalGids", []).append(gid)
+    if "cap" in options:
+        caps = process.setdefault("capabilities", {})
+        names = [parse_cap(text) for text in options["cap"]]
+        for kind in ("bounding", "effective", "permitted"):
+            caps[kind] = [*(caps.get(kind) or ()), *names]
+    if options.get("no_new_privs"):
+        process["noNewPrivileges"] = True
+    return process
+
+
+def _list(root: str, options: dict[str, Any], words: list[str]) -> int:
+    from pycontain.runtime import lifecycle
+
+    found = lifecycle.containers(root)
+    form = options.get("format", "table")
+    rows = [
+        {
+            "ociVersion": c.get("ociVersion", ""),
+            "id": c["id"],
+            "pid": c["pid"],
+            "status": c["status"],
+            "bundle": c.get("bundle", ""),
+            "rootfs": c.get("rootfs", ""),
+            "created": c.get("created", ""),
+            "owner": "root",
+        }
+        for c in found
+    ]
+    if options.get("quiet"):
+        for row in rows:
+            print(row["id"])
+    elif form == "json":
+        from pycontain.runtime.jsontext import dump
+
+        print(dump(rows))
+    elif form == "table":
+        keys = ("id", "pid", "status", "bundle", "created", "owner")
+        lines = [[k.upper() for k in keys]] + [[str(row[k]) for k in keys] for row in rows]
+        widths = [max(len(line[i]) for line in lines) for i in range(len(keys))]
+        for line in lines:
+            print("   ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip())
+    else:
+        raise PycontainError(f"--format: found {form!r}, wanted table or json")
+    return 0
+
+
+def _ps(root: str, options: dict[str, Any], words: list[str]) -> int:
+    from pycontain.runtime import lifecycle
+
+    pids = lifecycle.ps(words[0], root=root)
+    form = options.get("format", "table")
+    if form == "json":
+        print("[" + ",".join(map(str, pids)) + "]")
+        return 0
+    if form != "table":
+        raise PycontainError(f"--format: found {form!r}, wanted table or json")
+    import subprocess
+
+    arguments = words[1:] or ["-ef"]
+    try:
+        done = subprocess.run(["ps", *arguments], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        detail = getattr(error, "stderr", "") or str(error)
+        raise PycontainError(f"cannot run ps {' '.join(arguments)}: {detail.strip().splitlines()[0]}") from None
+    head, *lines = done.stdout.splitlines()
+    try:
+        column = head.split().index("PID")
+    except ValueError:
+        raise PycontainError(f"cannot read ps {' '.join(arguments)}: found no PID column in {head!r}") from None
+    print(head)
+    for line in lines:
+        if int(line.split()[column]) in pids:
+            print(line)
+    return 0
+
+
+def _pause(root: str, options: dict[str, Any], words: list[str]) -> int:
+    from pycontain.runtime import lifecycle
+
+    lifecycle.pause(words[0], root=root)
+    return 0
+
+
+def _resume(root: str, options: dict[str, Any], words: list[str]) -> int:
+    from pycontain.runtime import lifecycle
+
+    lifecycle.resume(words[0], root=root)
+    return 0
+
+
+def _spec(root: str, options: dict[str, Any], words: list[str]) -> int:
+    from pycontain.runtime.example import EXAMPLE
+
+    path = f"{options.get('bundle', '.')}/config.json"
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    except FileExistsError:
+        raise PycontainError(f"cannot write {path}: it exists", hint=f"rm {path}") from None
+    except OSError as error:
+        raise KernelError(f"cannot write {path}", error.errno or 0) from None
+    with open(fd, "w") as file:
+        file.write(pretty(EXAMPLE, "\t") + "\n")
+    return 0
+
+
+def _features(root: str, options: dict[str, Any], words: list[str]) -> int:
+    from pycontain.runtime.example import features
+
+    print(pretty(features()))
+    return 0
+
+
+def pretty(value: Any, indent: str = "  ", level: int = 0) -> str:
+    """Indented JSON text."""
+    from pycontain.runtime.jsontext import dump
+
+    if not value or not isinstance(value, (dict, list)):
+        return dump(value)
+    inner, outer = "\n" + indent * (level + 1), "\n" + indent * level
+    if isinstance(value, dict):
+        items = [f"{dump(k)}: {pretty(v, indent, level + 1)}" for k, v in value.items()]
+        return "{" + inner + ("," + inner).join(items) + outer + "}"
+    return "[" + inner + ("," + inner).join(pretty(v, indent, level + 1) for v in value) + outer + "]"

@@ -144,20 +144,32 @@ def create(
     cgroup = open_cgroup(path, found)
     rootfs = rootfs or _rootfs(config, bundle)
     resources = complete_resources(config)
-    p = plan_for(
-        cgroup,
-        config,
-        resources,
-        probe(found),
-        rootfs,
-        lease,
-        bundle=bundle,
-        preserve_fds=preserve_fds,
-        listen=listen,
-        no_pivot=no_pivot,
-        keyring=None if no_new_keyring else f"_ses.{id}",
-        reap=reap,
-    )
+    keyring = None if no_new_keyring else f"_ses.{id}"
+    machine = None
+    if config.get("vm") or "org.pycontain.isolation" in (config.get("annotations") or ()):
+        from pycontain.runtime.vm.machine import machine_for
+
+        machine = machine_for(
+            config, id, path, rootfs, lease, resources, bundle=bundle, keyring=keyring, reap=reap,
+            preserve_fds=preserve_fds,
+        )  # fmt: skip
+    if machine is not None:
+        p, resources = machine.plan, machine.host_resources
+    else:
+        p = plan_for(
+            cgroup,
+            config,
+            resources,
+            probe(found),
+            rootfs,
+            lease,
+            bundle=bundle,
+            preserve_fds=preserve_fds,
+            listen=listen,
+            no_pivot=no_pivot,
+            keyring=keyring,
+            reap=reap,
+        )
     fields = {
         "ociVersion": OCI_VERSION,
         "bundle": bundle,
@@ -165,10 +177,11 @@ def create(
         "annotations": config.get("annotations") or {},
     }
     fields["rootfs"] = rootfs.get("path") or rootfs["target"]
+    hooks = (config.get("hooks") or {}) if machine is not None else p.hooks
     fields["created"] = _now()
     fields["operations"] = len(p.ops)
-    fields["poststart"] = p.hooks.get("poststart") or []
-    fields["poststop"] = p.hooks.get("poststop") or []
+    fields["poststart"] = hooks.get("poststart") or []
+    fields["poststop"] = hooks.get("poststop") or []
     fields["own_pids"] = _own_pids(config)
     container = Container.make(root, id, fields, raw)
     process: Process | None = None
@@ -179,14 +192,18 @@ def create(
             listener = _listen(f"{container.directory}/control.sock")
         cgroup_fds = join_fds(cgroup)
         try:
-            process = namespaces.launch(
-                p,
-                cgroup_fds=cgroup_fds,
-                stdio=stdio,
-                console=console,
-                listener=listener if listen else None,
-                launcher=launcher,
-            )
+            if machine is not None:
+                host = machine.host_plan(container, cgroup, joining(cgroup), console, listener if listen else None)
+                process = namespaces.launch(host, cgroup_fds=cgroup_fds, stdio=stdio, launcher=launcher)
+            else:
+                process = namespaces.launch(
+                    p,
+                    cgroup_fds=cgroup_fds,
+                    stdio=stdio,
+                    console=console,
+                    listener=listener if listen else None,
+                    launcher=launcher,
+                )
         finally:
             for fd in cgroup_fds:
                 os.close(fd)
@@ -198,18 +215,22 @@ def create(
         if launcher is not None:
             launcher.started(pid)
         container.set_pid(pid)
-        _write_id_maps(p, pid)
-        if lease is not None:
-            lease.attach(pid)
-        if p.hooks:
+        if machine is None:
+            _write_id_maps(p, pid)
+            if lease is not None:
+                lease.attach(pid)
+        if hooks:
             from pycontain.runtime import hooks as _hooks
 
             state = container.oci("creating")
-            _hooks.run_all(p.hooks.get("prestart") or [], "prestart", state)
-            _hooks.run_all(p.hooks.get("createRuntime") or [], "createRuntime", state)
-        # Where nobody has anything to do in between, init need not wait for us.
-        ahead = not (listen or p.hooks or lease or launcher or pid_file)
-        process.go(dump(container.oci("creating")).encode(), start_too=ahead)
+            _hooks.run_all(hooks.get("prestart") or [], "prestart", state)
+            _hooks.run_all(hooks.get("createRuntime") or [], "createRuntime", state)
+        if machine is not None:
+            machine.boot(process, container, dump(container.oci("creating")).encode())
+        else:
+            # Where nobody has anything to do in between, init need not wait for us.
+            ahead = not (listen or hooks or lease or launcher or pid_file)
+            process.go(dump(container.oci("creating")).encode(), start_too=ahead)
         container.fields["status"] = "created"
         if pid_file is not None:
             write_pid_file(pid_file, pid)
@@ -227,6 +248,8 @@ def create(
     finally:
         if listener >= 0:
             os.close(listener)
+        if machine is not None:
+            machine.close()
 
 
 def joining(cgroup: Cgroup) -> tuple[bool, int]:
@@ -394,5 +417,3 @@ def _wait_gone(container: Container) -> None:
     deadline = monotonic() + 5
     while container.alive() and monotonic() < deadline:
         sleep(0.001)
-
-

@@ -74,6 +74,10 @@ def start(id: str, *, root: str) -> None:
 
 def _plan_again(container: Container) -> Plan:
     """The plan as create made it, for the words of a failure: the operations' numbers, counted from the end."""
+    if "machine" in container.fields:
+        from pycontain.runtime.vm.machine import kept_plan
+
+        return kept_plan(container)
     config = _config(container)
     cgroup = open_cgroup(container.fields["cgroup"])
     rootfs = {"kind": "directory", "path": "/"}
@@ -138,32 +142,35 @@ def exec(
     with Container.open(root, id) as container:
         container.require("exec")
         config = _config(container)
-        pid = container.pid
         cgroup = open_cgroup(container.fields["cgroup"])
-        join = []
-        for kind, name in _NS_FILES:
-            path = f"/proc/{pid}/ns/{name}"
-            try:
-                if os.stat(path).st_ino != os.stat(f"/proc/self/ns/{name}").st_ino:
-                    join.append((kind, path))
-            except FileNotFoundError:
-                if kind != "time":
-                    raise Conflict(f"cannot exec in container {id}: container not running") from None
-        into, joins = joining(cgroup)
+        linux = {key: value for key, value in (config.get("linux") or {}).items() if key in ("seccomp", "personality")}
+        guest = None
+        if "machine" in container.fields:
+            from pycontain.runtime.vm.machine import Exec
+
+            guest = Exec(container, config, process, linux, console=console, preserve_fds=preserve_fds)
         cgroup_fds = join_fds(cgroup)
         try:
-            linux = {
-                key: value for key, value in (config.get("linux") or {}).items() if key in ("seccomp", "personality")
-            }
-            p = exec_plan(process, linux, probe(), into=into, joins=joins, namespaces=join, preserve_fds=preserve_fds)
+            into, joins = joining(cgroup)
+            if guest is not None:
+                p, console = guest.host_plan(into, joins), None
+            else:
+                join = _namespaces(id, container.pid)
+                p = exec_plan(
+                    process, linux, probe(), into=into, joins=joins, namespaces=join, preserve_fds=preserve_fds
+                )
             started = namespaces.launch(p, cgroup_fds=cgroup_fds, stdio=stdio, console=console, launcher=launcher)
         finally:
             for fd in cgroup_fds:
                 os.close(fd)
+            if guest is not None:
+                guest.close()
     try:
         new = started.unshared()
         if launcher is not None:
             launcher.started(new)
+        if guest is not None:
+            guest.begin(started)
         started.go_exec(b"{}")
     except BaseException:
         started.close()
@@ -173,6 +180,20 @@ def exec(
     if pid_file is not None:
         write_pid_file(pid_file, new)
     return Running(new, started)
+
+
+def _namespaces(id: str, pid: int) -> list[tuple[str, str]]:
+    """(type, file) of the container's namespaces that are not ours."""
+    join = []
+    for kind, name in _NS_FILES:
+        path = f"/proc/{pid}/ns/{name}"
+        try:
+            if os.stat(path).st_ino != os.stat(f"/proc/self/ns/{name}").st_ino:
+                join.append((kind, path))
+        except FileNotFoundError:
+            if kind != "time":
+                raise Conflict(f"cannot exec in container {id}: container not running") from None
+    return join
 
 
 def pause(id: str, *, root: str) -> None:

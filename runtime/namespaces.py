@@ -75,9 +75,14 @@ class Process:
         except BlockingIOError:
             raise PycontainError(f"init said nothing for {_UNSHARED_SECONDS} s and was given up") from None
         _receive_timeout(self.channel, 0)
-        self.pid = int.from_bytes(payload, "little")
+        pid = int.from_bytes(payload, "little")
+        self.pid = self.pid or pid
         self._reap_stage0()
-        return self.pid
+        return pid
+
+    def takes(self, plan: Callable[[], Plan]) -> None:
+        """From here on the dialogue is about another plan: the guest's, behind a stand-in."""
+        self._plan = plan
 
     def go(self, state: bytes, *, start_too: bool = False) -> None:
         """Let init make the container; returns when it is ready. ``start_too``: and let the program run after that."""
@@ -156,6 +161,8 @@ def _receive_timeout(fd: int, seconds: int) -> None:
 def failure(plan: Plan, payload: bytes) -> PycontainError:
     """A FAILED message as an error: what was tried, on what, and what the kernel said."""
     index, number, detail = channel.failure(payload)
+    if index == channel.NO_OP:
+        return KernelErrorText(f"cannot {detail}: {errno_text(number)}", number)
     op = plan.ops[index] if index < len(plan.ops) else ("exec", "init", ["init"], [], 0)
     said = errno_text(number) if number else ""
     where = detail.split("(")[0]  # a failed call is reported as its C text: the system call's name is enough
@@ -205,13 +212,18 @@ def launch(
         opened.append(sealed_memfd("pycontain-plan", encode(plan.ops)))
         ours_socket, theirs_socket = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_STREAM, 0)
         ours, theirs = ours_socket.detach(), theirs_socket.detach()
+        files = []
         for path in plan.files:
+            if isinstance(path, int):
+                files.append(path)
+                continue
             try:
                 opened.append(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
             except OSError as error:
                 os.close(ours)
                 raise KernelError(f"cannot open namespace {path}", error.errno or 0) from None
-        fds = [opened[1], theirs, *cgroup_fds, *opened[2:]]
+            files.append(opened[-1])
+        fds = [opened[1], theirs, *cgroup_fds, *files]
         fds += [fd for fd in (console, listener) if fd is not None]
         argv = ["pycontain-init", str(plan.base), str(len(fds))]
         stage0 = 0

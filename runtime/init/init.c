@@ -20,6 +20,7 @@
 #include <linux/bpf.h>
 #include <linux/capability.h>
 #include <linux/netlink.h>
+#include <linux/random.h>
 #include <linux/sched.h>
 #include <linux/seccomp.h>
 #include <linux/filter.h>
@@ -190,6 +191,9 @@ static char **l_(struct cursor *a)
 	list[n] = NULL;
 	return list;
 }
+
+#include "agent.h"
+#include "stand_in.h"
 
 static const char *fd_path(int fd)
 {
@@ -772,6 +776,50 @@ static void op_exec(struct cursor *a)
 	fail(error, "not found in $PATH");
 }
 
+static void op_clock(struct cursor *a)
+{
+	struct timespec now = { 0 };
+
+	now.tv_sec = u_(a);
+	now.tv_nsec = u_(a);
+	TRY(clock_settime(CLOCK_REALTIME, &now));
+}
+
+static void op_reseed(struct cursor *a)
+{
+	struct { int bits, bytes; char data[256]; } pool;
+	uint32_t n;
+	const char *data = b_(a, &n);
+	int fd = TRY(open("/dev/urandom", O_RDONLY | O_CLOEXEC));
+
+	pool.bytes = n < sizeof pool.data ? n : sizeof pool.data;
+	pool.bits = 8 * pool.bytes;
+	memcpy(pool.data, data, pool.bytes);
+	TRY(ioctl(fd, RNDADDENTROPY, &pool));
+	TRY(ioctl(fd, RNDRESEEDCRNG));
+	close(fd);
+}
+
+/* In place, so that whoever has it mounted sees the new bytes. */
+static void op_file(struct cursor *a)
+{
+	char name[NAME_MAX + 1];
+	const char *path = s_(a);
+	mode_t mode = u_(a);
+	uint32_t n;
+	const char *data = b_(a, &n);
+	int dir = TRY(parent_of(path, false, name));
+	int fd = TRY(open_at(dir, name, O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW, mode, RESOLVE_BENEATH));
+
+	while (n) {
+		ssize_t written = TRY(write(fd, data, n));
+		data += written;
+		n -= written;
+	}
+	close(fd);
+	close(dir);
+}
+
 static void carry_out(uint32_t code, struct cursor *a)
 {
 	uint32_t n;
@@ -844,23 +892,28 @@ static void carry_out(uint32_t code, struct cursor *a)
 	case OP_read: op_read(a); break;
 	case OP_exec: op_exec(a); break;
 	case OP_enter_root: root = TRY(open("/", O_PATH | O_DIRECTORY | O_CLOEXEC)); break;
+	case OP_dup: {
+		int fd = u_(a);
+		TRY(dup2(fd, u_(a)));
+		break;
+	}
+	case OP_stand_in: op_stand_in(a); break;
+	case OP_die_with_parent: op_die_with_parent(); break;
+	case OP_clock: op_clock(a); break;
+	case OP_reseed: op_reseed(a); break;
+	case OP_sync_disks: sync(); break;
+	case OP_file: op_file(a); break;
 	}
 }
 
-int main(int argc, char **argv)
+/* The plan in descriptor "base", with what it names by number behind it. */
+static int obey(unsigned base, unsigned count)
 {
-	unsigned base = argc == 3 ? atoi(argv[1]) : 0, count = argc == 3 ? atoi(argv[2]) : 0;
 	struct cursor ops = { 0 }, args;
 	struct stat st;
 	uint32_t total = 0, code;
 	sigset_t none;
 
-	if (base < 3 || count < 2) {
-		static const char usage[] = "pycontain-init is started by pycontain, with a plan\n";
-		if (write(2, usage, sizeof usage - 1) < 0)
-			return 125;
-		return 125;
-	}
 	/* Nobody in the container may ptrace us or read our descriptors (CVE-2016-9962); none but ours survive. */
 	prctl(PR_SET_DUMPABLE, 0, 0, 0, 0);
 	channel = base + 1;
@@ -885,4 +938,19 @@ int main(int argc, char **argv)
 		carry_out(code, &args);
 	}
 	return 0;
+}
+
+int main(int argc, char **argv)
+{
+	unsigned base = argc == 3 ? atoi(argv[1]) : 0, count = argc == 3 ? atoi(argv[2]) : 0;
+
+	if (getpid() == 1 && strcmp(argv[0], "/init") == 0)
+		agent();
+	if (base < 3 || count < 2) {
+		static const char usage[] = "pycontain-init is started by pycontain, with a plan\n";
+		if (write(2, usage, sizeof usage - 1) < 0)
+			return 125;
+		return 125;
+	}
+	return obey(base, count);
 }

@@ -59,7 +59,14 @@
 	OP(45, personality, "u")        \
 	OP(46, read, "su")              \
 	OP(47, exec, "sllu")            \
-	OP(48, enter_root, "")
+	OP(48, enter_root, "")          \
+	OP(49, dup, "uu")               \
+	OP(50, stand_in, "uuuuuu")      \
+	OP(51, die_with_parent, "")     \
+	OP(52, clock, "uu")             \
+	OP(53, reseed, "b")             \
+	OP(54, sync_disks, "")          \
+	OP(55, file, "sub")
 
 /* The channel: u32 type, u32 bytes, payload. */
 #define MESSAGES(MSG)                                                    \
@@ -67,9 +74,23 @@
 	MSG(2, go)       /* Python → init: the state for the hooks */    \
 	MSG(3, ready)    /* init → Python */                             \
 	MSG(4, start)    /* Python → init: the state for the hooks */    \
-	MSG(5, exited)   /* init → Python: u32 status (guest agent) */   \
+	MSG(5, exited)   /* guest → host: u32 wait(2)'s status, u32 OOM kills */ \
 	MSG(6, failed)   /* init → Python: u32 op, i32 errno, text */    \
-	MSG(7, data)     /* init → Python: u32 errno, bytes of a read */
+	MSG(7, data)     /* init → Python: u32 errno, bytes of a read */ \
+	/* What follows is spoken over a machine's ports only. */        \
+	MSG(8, hello)    /* both: 8 bytes, sent back as they came */     \
+	MSG(9, part)     /* host → guest: the next bytes of the plan */  \
+	MSG(10, session) /* host → guest: u64 flags, s cgroup, l files: carry out the plan */ \
+	MSG(11, running) /* guest → host: execve has succeeded */        \
+	MSG(12, stream)  /* both: u32 stream, bytes */                   \
+	MSG(13, credit)  /* both: u32 stream, u32 bytes more */          \
+	MSG(14, close)   /* both: u32 stream: no more of it comes, or is wanted */ \
+	MSG(15, signal)  /* host → guest: u32 signal */                  \
+	MSG(16, resize)  /* host → guest: u32 rows, u32 columns */
 #define MESSAGE_MAX_BYTES (1u << 20)
 
 #define NO_FD ((uint64_t)-1)
+#define NO_OP ((uint32_t)-1) /* a failure that is no operation's */
+#define WANT_STDIO 1u         /* flags of a session: pipes for its stdio, */
+#define WANT_CONSOLE 2u       /* or a terminal */
+

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
     from pycontain.runtime.kernel.cgroup import Setting
 
+CONTROLLERS = ("cpuset", "cpu", "io", "memory", "pids")  # those that a limit of the specification needs
+
 
 class CgroupV2(Cgroup):
     """See :class:`Cgroup`. ``_mount`` is where cgroup2 is mounted, ``_at`` the cgroup's one directory."""
@@ -64,6 +66,10 @@ class CgroupV2(Cgroup):
                     continue
 
     def apply(self, resources: dict[str, Any]) -> None:
+        write_settings(self.settings(resources))
+
+    def settings(self, resources: dict[str, Any]) -> list[Setting]:
+        """What ``apply`` writes, in its order. Raises what it raises, but for the kernel's refusals."""
         check(resources)
         settings: list[Setting] = []
         memory = resources.get("memory")
@@ -82,7 +88,7 @@ class CgroupV2(Cgroup):
             file = self._file(key, where)
             # Files such as io.max take one device per write.
             settings.extend((where, file, line) for line in str(value).splitlines() or [""])
-        write_settings(settings)
+        return settings
 
     def _memory(self, memory: dict[str, Any], settings: list[Setting]) -> None:
         for field in ("swappiness", "disableOOMKiller"):
@@ -261,3 +267,26 @@ def weight_of_shares(shares: int) -> int:
 
     power = log2(shares)
     return min(max(ceil(10 ** ((power * power + 125 * power) / 612 - 7 / 34)), 1), 10000)
+
+
+class PlannedCgroup(CgroupV2):
+    """A cgroup of a machine's guest: what ``create`` and ``apply`` would do here, as operations of a plan."""
+
+    __slots__ = ("controllers_file",)
+
+    def __init__(self, mount: str, path: str) -> None:
+        super().__init__(path, [Hierarchy(mount, (), "", True)])
+        self.controllers_file = f"{mount}/cgroup.controllers"
+
+    def operations(self, resources: dict[str, Any], controllers: list[str]) -> list[tuple[Any, ...]]:
+        """Make the cgroup, with the guest's ``controllers``, and set what ``$.linux.resources`` asks for."""
+        ops: list[tuple[Any, ...]] = []
+        level = self._mount
+        for part in self.path.strip("/").split("/"):
+            ops.append(("write", f"{level}/cgroup.subtree_control", " ".join(f"+{name}" for name in controllers)))
+            level += f"/{part}"
+            ops.append(("mkdir", level, 0o755, 0, 0))
+        return ops + [("write", file, value) for _, file, value in self.settings(resources)]
+
+    def _file(self, file: str, where: str) -> str:
+        return f"{self._at}/{file}"

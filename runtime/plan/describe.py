@@ -67,6 +67,13 @@ WORDS = {
     "read": "read {0}",
     "exec": "execute {0}",
     "enter_root": "take / as root file system",
+    "dup": "make descriptor {0} descriptor {1}",
+    "stand_in": "stand in for the process in the machine at descriptor {0}",
+    "die_with_parent": "die when the stand-in does",
+    "clock": "set the clock to {0} s",
+    "reseed": "add {0} bytes to the random pool",
+    "sync_disks": "write what is cached to the disks",
+    "file": "make file {0} (mode {1:04o}, {2} bytes)",
 }
 
 

@@ -70,6 +70,13 @@ TABLE = {
     "read": (46, "su"),
     "exec": (47, "sllu"),
     "enter_root": (48, ""),
+    "dup": (49, "uu"),
+    "stand_in": (50, "uuuuuu"),
+    "die_with_parent": (51, ""),
+    "clock": (52, "uu"),
+    "reseed": (53, "b"),
+    "sync_disks": (54, ""),
+    "file": (55, "sub"),
 }
 
 

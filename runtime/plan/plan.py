@@ -41,7 +41,6 @@ _NOT_BUILT = (
     ("linux", "intelRdt"),
     ("linux", "memoryPolicy"),
     ("linux", "netDevices"),
-    ("vm",),
 )
 _PERSONALITIES = {"LINUX": 0, "LINUX32": 8}
 
@@ -49,7 +48,8 @@ _PERSONALITIES = {"LINUX": 0, "LINUX32": 8}
 class Plan:
     """What is to be done. ``ops`` for init; the rest for the executor, which opens what ``files`` names.
 
-    ``files``: paths whose descriptors the operations name by number, in the order of their slots.
+    ``files``: paths (or open descriptors, which stay the caller's) of what the operations name by descriptor number, in
+    the order of their slots.
     ``base``: the first descriptor that is ours (3 + preserved ones); slot 0 is the plan, slot 1 the channel, then the
     cgroup's descriptors, then ``files``, then the console socket and the listener where asked for.
     """
@@ -65,15 +65,15 @@ class Plan:
         self.base = base
         self.into = into
         self.joins = joins
-        self.files: list[str] = []
+        self.files: list[str | int] = []
         self.uid_maps: list[dict[str, int]] = []
         self.gid_maps: list[dict[str, int]] = []
         self.hooks: dict[str, list[dict[str, Any]]] = {}
         self.console = False
         self.warnings: list[str] = []
 
-    def file(self, path: str) -> int:
-        """The descriptor number that init will see for ``path``."""
+    def file(self, path: str | int) -> int:
+        """The descriptor number that init will see for ``path``, which may be an open descriptor too."""
         self.files.append(path)
         return self.after_files() - 1
 

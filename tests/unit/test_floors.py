@@ -35,7 +35,7 @@ LIGHT = {
     "__future__", "_frozen_importlib", "_json", "_signal", "_socket", "_stat", "_struct", "errno", "fcntl", "marshal", "os", "posix", "select", "stat",
     "sys", "termios", "time",
 }  # fmt: skip
-OFF_START_PATH = {"pycontain.runtime.kernel.syscalls", "pycontain.runtime.plan.describe", "pycontain.runtime.terminal", "pycontain.runtime.vm.guest"}
+OFF_START_PATH = {"pycontain.runtime.kernel.syscalls", "pycontain.runtime.plan.describe", "pycontain.runtime.terminal"}
 
 # Names of control files that only one version of cgroups has. Each side keeps to its own.
 V1_WORDS = r"limit_in_bytes|cfs_quota|cfs_period|freezer\.state|oom_control|devices\.(allow|deny)|blkio\."
@@ -56,6 +56,7 @@ def modules() -> Iterator[tuple[str, str, ast.Module]]:
 
 
 ALL = {name: (path, tree) for name, path, tree in modules()}
+OFF_START_PATH |= {name for name in ALL if name.startswith("pycontain.runtime.vm.")}
 
 
 def imports(name: str) -> Iterator[tuple[str, int]]:

@@ -199,7 +199,6 @@ def update(path: str, value: Any) -> Any:
         ("linux.mountLabel", "x", "$.linux.mountLabel: not built yet"),
         ("linux.intelRdt", {"closID": "x"}, "$.linux.intelRdt: not built yet"),
         ("linux.netDevices", {"eth0": {}}, "$.linux.netDevices: not built yet"),
-        ("vm", {"kernel": {"path": "/k"}}, "$.vm: not built yet"),
         ("windows", {"layerFolders": []}, "$.windows: this runtime makes Linux containers"),
         ("linux.rootfsPropagation", "shared", "$.linux.rootfsPropagation: 'shared' is not built yet"),
         (

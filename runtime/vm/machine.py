@@ -1,0 +1,426 @@
+"""The executor in a machine: the same plan, carried out by init in a guest instead of on this host.
+
+On the host the container is its stand-in (init/stand_in.h), a process with the container's pid, stdio, signals and
+exit status, and QEMU below it. In the guest the container is made of namespaces and a cgroup as it would be here; the
+plan is the same but for what it takes of the host: root file system, files, limits (docs/design/machine.md).
+"""
+
+from __future__ import annotations
+
+import ast
+import os
+import time
+import zlib
+from fcntl import F_ADD_SEALS, F_SEAL_GROW, F_SEAL_SHRINK, fcntl
+
+from pycontain.runtime.channel import ChannelClosed
+from pycontain.runtime.errors import PycontainError, SpecError, Unsupported
+from pycontain.runtime.kernel.cgroup_v2 import CONTROLLERS, PlannedCgroup
+from pycontain.runtime.kernel.host import Host
+from pycontain.runtime.plan.plan import Plan, exec_plan, plan
+from pycontain.runtime.vm import accel, guest, initramfs, port, qemu, settings
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from pycontain.runtime.kernel.cgroup import Cgroup
+    from pycontain.runtime.namespaces import Process
+    from pycontain.runtime.plan.ops import Op
+    from pycontain.runtime.state import Container
+
+MIB = 1 << 20
+BOOT_SECONDS = 30.0
+_LOG_BYTES = 65536
+_QEMU_MIB = 128  # what QEMU needs beside the guest's memory: its own, and 64 MiB of translated code
+_FILE_MAX = 1 << 20
+_CGROUPS = "/sys/fs/cgroup"
+_OWN = "/run/container"  # in the guest: what belongs to the container
+_NS_FILES = (
+    ("user", "user"),
+    ("pid", "pid"),
+    ("network", "net"),
+    ("ipc", "ipc"),
+    ("uts", "uts"),
+    ("cgroup", "cgroup"),
+    ("mount", "mnt"),
+)
+_NO_PATHS = {"createContainer", "startContainer"}
+_DEVICE_KVM = {"allow": True, "type": "c", "major": 10, "minor": 232, "access": "rwm"}
+
+
+def machine_for(config: dict[str, Any], *arguments: Any, preserve_fds: int = 0, **settings_: Any) -> Machine | None:
+    """The machine for the container of ``config``, or None where it is to run in namespaces of this host."""
+    if not settings.wanted(config):
+        return None
+    if preserve_fds:
+        raise Unsupported("--preserve-fds: a descriptor of the host does not get into a machine")
+    return Machine(config, *arguments, **settings_)
+
+
+class Machine:
+    """A container to be made in a machine: its checks, its plans, its boot. Nothing is made before ``host_plan``."""
+
+    def __init__(
+        self,
+        config: dict[str, Any],
+        id: str,
+        cgroup_path: str,
+        rootfs: dict[str, Any],
+        lease: Any,
+        resources: dict[str, Any],
+        *,
+        bundle: str,
+        keyring: str | None,
+        reap: bool,
+    ) -> None:
+        self.id = id
+        self._config = config
+        self._rootfs = rootfs
+        self._lease = lease
+        self._resources = resources
+        self._settings = settings.load(config)
+        self._cgroup = PlannedCgroup(_CGROUPS, cgroup_path)
+        self._bundle, self._keyring, self._reap = bundle, keyring, reap
+        self._files: list[tuple[str, bytes, int]] = []
+        self._opened: list[int] = []
+        self._inside = self._guest_config(config)
+        _size(self._settings, resources)
+        self.plan = self._guest_plan({"last_cap": 40})  # what cannot be planned is refused before anything is made
+        self.host_resources = self._around(resources)
+
+    def _guest_config(self, config: dict[str, Any]) -> dict[str, Any]:
+        """The configuration as the guest is to have it. Raises Unsupported for what would be another host's."""
+        inside = {key: value for key, value in config.items() if key != "vm"}
+        linux = dict(config.get("linux") or {})
+        for i, namespace in enumerate(linux.get("namespaces") or ()):
+            if namespace.get("path"):
+                raise Unsupported(f"$.linux.namespaces[{i}].path: a machine's container joins no namespace of the host")
+        for i, device in enumerate(linux.get("devices") or ()):
+            raise Unsupported(
+                f"$.linux.devices[{i}]: {device['path']}: no device of the host is passed on to a machine"
+            )
+        for kind in _NO_PATHS & set(config.get("hooks") or {}):
+            if config["hooks"][kind]:
+                raise Unsupported(f"$.hooks.{kind}: its programs are the host's, its namespaces the guest's")
+        inside["hooks"] = {}
+        resources = {key: value for key, value in self._resources.items() if key != "memory"}
+        memory = self._resources.get("memory")
+        if memory:
+            resources["memory"] = {key: value for key, value in memory.items() if key != "swap"}  # a guest has none
+        linux["resources"] = resources
+        inside["linux"] = linux
+        inside["mounts"] = [self._mount(i, mount) for i, mount in enumerate(config.get("mounts") or ())]
+        return inside
+
+    def _mount(self, i: int, mount: dict[str, Any]) -> dict[str, Any]:
+        options = mount.get("options") or []
+        if mount.get("type") not in ("bind", "none") and not {"bind", "rbind"} & set(options):
+            return mount
+        source = mount.get("source") or ""
+        source = source if source.startswith("/") else f"{self._bundle}/{source}"
+        if not os.path.isfile(source):
+            raise Unsupported(
+                f"$.mounts[{i}]: {source} is not a file: sharing directories with a machine is not built yet",
+            )
+        with open(source, "rb") as file:
+            data = file.read(_FILE_MAX + 1)
+            mode = os.fstat(file.fileno()).st_mode & 0o7777
+        if len(data) > _FILE_MAX:
+            raise Unsupported(f"$.mounts[{i}]: {source} is too large to be copied: found more than {_FILE_MAX} bytes")
+        inside = f"{_OWN}/files/{len(self._files)}"
+        self._files.append((inside, data, mode))
+        return {**mount, "source": inside}
+
+    def _guest_plan(self, facts: dict[str, Any]) -> Plan:
+        rootfs = {
+            "kind": "overlay",
+            "target": f"{_OWN}/merged",
+            "lower": ["/images/0"],
+            "upper": f"{_OWN}/upper",
+            "work": f"{_OWN}/work",
+        }
+        unified = {"mount": _CGROUPS, "controllers": list(CONTROLLERS), "name": "", "unified": True}
+        host = Host.from_dict({"cgroups": [unified], "cgroup": "v2", **facts})
+        program = self._cgroup.device_program(self._resources)
+        return plan(
+            self._inside,
+            host,
+            rootfs,
+            self._lease,
+            bundle=self._bundle,
+            cgroup=self._cgroup.path,
+            into=True,
+            device_program=program,
+            keyring=self._keyring,
+            reap=self._reap,
+        )
+
+    def _around(self, resources: dict[str, Any]) -> dict[str, Any]:
+        """The host's limits around QEMU: the guest's whole memory and what QEMU needs, the same share of cpu."""
+        around: dict[str, Any] = {"devices": [*resources["devices"], _DEVICE_KVM]}
+        if (resources.get("memory") or {}).get("limit", -1) > 0:
+            around["memory"] = {"limit": (self._settings.memory + _QEMU_MIB) * MIB}
+        cpu = resources.get("cpu") or {}
+        around["cpu"] = {key: cpu[key] for key in ("shares", "quota", "period", "cpus", "mems") if key in cpu}
+        return around
+
+    # ---- making it
+
+    def host_plan(
+        self, container: Container, cgroup: Cgroup, joining: tuple[bool, int], console: int | None, listener: int | None
+    ) -> Plan:
+        """The plan of the stand-in and of QEMU; the descriptors it names are this object's until ``close``."""
+        if self._rootfs["kind"] != "image":
+            raise Unsupported(
+                "$.root.path: sharing a directory with a machine as its root file system is not built yet"
+            )
+        found = self._settings
+        kernel = kernel_of(found)
+        directory = container.directory
+        self._directory = directory
+        self.log = os.memfd_create("pycontain-machine", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        os.ftruncate(self.log, _LOG_BYTES)
+        # A guest may talk without end; what it says is kept as far as it goes.
+        fcntl(self.log, F_ADD_SEALS, F_SEAL_GROW | F_SEAL_SHRINK)
+        self._opened.append(self.log)
+        ports = [port.listen(directory, f"p{i}.sock") for i in range(1, qemu.PORTS + 1)]
+        self._opened += ports
+        qmp = port.listen(directory, "qmp.sock")
+        tap = (self._lease.tap(), self._lease.mac) if self._lease is not None else None
+        self._opened += [qmp, *([tap[0]] if tap else [])]
+        stand_in = port.connect(directory, port.STAND_IN).detach()
+        oom = os.open(f"{directory}/oom", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._opened += [stand_in, oom]
+        kind = found.machine if found.machine != "auto" else qemu.kind_of(kernel.image)
+        chosen = accel.choose(found)
+        machine = qemu.Machine(
+            hypervisor=hypervisor_path(found.hypervisor),
+            kernel=kernel.image,
+            initrd=initramfs.initramfs(kernel, found.cache),
+            kind=kind,
+            accel=chosen,
+            memory=found.memory,
+            cpus=found.cpus or 1,
+            disks=[self._rootfs["path"]],
+            ports=ports,
+            qmp=qmp,
+            log=self.log,
+            tap=tap,
+            parameters=found.parameters,
+            tsc_khz=tsc_khz(),
+        )
+        container.fields["machine"] = {
+            "kind": kind,
+            "accel": chosen,
+            "memory": found.memory,
+            "cpus": machine.cpus,
+            "ports": qemu.PORTS,
+            "kernel": kernel.image,
+        }
+        into, joins = joining
+        return qemu.host_plan(
+            into=into,
+            joins=joins,
+            device_program=cgroup.device_program(self.host_resources),
+            port=stand_in,
+            listener=listener,
+            oom=oom,
+            uid=uid_of(directory),
+            terminal=terminal_of(self._config["process"], console),
+            machine=machine,
+            directory=directory,
+            groups=kvm_group() if chosen == "kvm" else b"",
+        )
+
+    def close(self) -> None:
+        """Close the descriptors that QEMU and the stand-in have by now."""
+        for fd in self._opened:
+            os.close(fd)
+        self._opened = []
+
+    def boot(self, process: Process, container: Container, state: bytes) -> None:
+        """From the stand-in to a container that is ready: QEMU, the guest's agent, the plan. Raises PycontainError."""
+        try:
+            process.go(state)
+            process.takes(lambda: self.plan)
+            with port.Caller(self._directory) as caller:
+                facts = self._set_up(caller)
+                container.fields["machine"].update(facts)
+                self.plan = self._guest_plan(facts)
+                _keep_plan(container, self.plan)
+                flags = port.WANT_CONSOLE if self.plan.console else port.WANT_STDIO
+                port.send_plan(process.channel, self.plan.ops, port.session(flags, f"{_CGROUPS}{self._cgroup.path}"))
+                pid = process.unshared()
+                container.fields["machine"]["pid"] = pid
+                ops = [("write", f"/proc/{pid}/{name}", text) for name, text in _id_maps(self.plan)]
+                if self._lease is not None:
+                    ops += [("netlink", text, request) for text, request in self._lease.guest_netlink(pid)]
+                if ops:
+                    caller.call(ops)
+            process.go(state)
+        except (port.GuestGone, ChannelClosed) as error:
+            said = os.pread(self.log, _LOG_BYTES, 0).rstrip(b"\0").decode("utf-8", "replace").strip().splitlines()
+            last = f": it said last {said[-1].strip()!r}" if said else ""
+            raise PycontainError(f"cannot boot the machine of {self.id}: {error.message}{last}") from None
+
+    def _set_up(self, caller: port.Caller) -> dict[str, Any]:
+        """What the guest needs before the plan, in one call; the facts about it."""
+        ops: list[Op] = [("enter_root",), ("read", "/proc/sys/kernel/cap_last_cap", 16)]
+        ops.append(("read", self._cgroup.controllers_file, 4096))
+        last_cap, controllers = caller.call(ops, seconds=BOOT_SECONDS)
+        names = [name for name in (controllers or b"").decode("ascii", "replace").split() if name in CONTROLLERS]
+        now = time.time_ns()
+        ops = [
+            ("reseed", os.urandom(64)),
+            ("clock", now // 10**9, now % 10**9),
+            ("enter_root",),
+            *self._cgroup.operations(self._inside["linux"]["resources"], names),
+            ("mount", "/dev/vda", "/images/0", "erofs", 1 | 2 | 4, "", 0),
+            ("mount", "tmpfs", _OWN, "tmpfs", 0, "mode=0700", 0),
+        ]
+        ops += [("mkdir", f"{_OWN}/{name}", 0o755, 0, 0) for name in ("upper", "work", "merged", "files")]
+        ops += [("file", path, mode, data) for path, data, mode in self._files]
+        caller.call(ops)
+        return {"last_cap": min(int(last_cap or b"0"), 63)}
+
+
+def kernel_of(found: settings.Settings) -> guest.Kernel:
+    """The kernel of the configuration, or the distribution's, fetched the first time."""
+    if found.kernel is None:
+        return guest.distribution(os.path.join(found.cache, "kernel"))
+    if not os.path.isfile(found.kernel):
+        raise PycontainError(f"cannot boot {found.kernel}: it is not a file", hint="pycontain vm doctor")
+    return guest.Kernel(found.kernel, "", "")
+
+
+def hypervisor_path(name: str) -> str:
+    import shutil
+
+    path = shutil.which(name)
+    if path is None:
+        raise PycontainError(f"cannot start a machine: {name} is not installed", hint="apt-get install qemu-system-x86")
+    return os.path.realpath(path)
+
+
+def uid_of(directory: str) -> int:
+    """A user of this machine's own: of no entry in passwd, the same for the same state directory."""
+    return 0x60000000 + (zlib.crc32(directory.encode()) & 0xFFFFFFF)
+
+
+def kvm_group() -> bytes:
+    return os.stat("/dev/kvm").st_gid.to_bytes(4, "little")
+
+
+def tsc_khz() -> int:
+    """The host's time-stamp counter, as far as it is known (proc_cpuinfo(5)); 0: the guest finds out."""
+    with open("/proc/cpuinfo") as file:
+        for line in file:
+            if line.startswith("cpu MHz"):
+                return int(float(line.partition(":")[2]) * 1000)
+    return 0
+
+
+def terminal_of(process: dict[str, Any], console: int | None) -> tuple[int, int, int] | None:
+    if console is None:
+        return None
+    size = process.get("consoleSize") or {}
+    return console, size.get("height", 0), size.get("width", 0)
+
+
+def _size(found: settings.Settings, resources: dict[str, Any]) -> None:
+    """The guest's memory and processors, from the container's limits."""
+    limit = (resources.get("memory") or {}).get("limit") or 0
+    if limit > 0:
+        found.memory = -(-limit // MIB) + found.overhead
+    cpu = resources.get("cpu") or {}
+    if found.cpus is None:
+        quota = cpu.get("quota") or 0
+        found.cpus = max(1, -(-quota // (cpu.get("period") or 100_000))) if quota > 0 else 1
+    available = len(os.sched_getaffinity(0))
+    if found.cpus > max(available, 8):
+        raise SpecError("$.vm.hwConfig.vcpus", f"found {found.cpus}, wanted at most {max(available, 8)}")
+
+
+def _id_maps(p: Plan) -> list[tuple[str, str]]:
+    found = []
+    for name, maps in (("uid_map", p.uid_maps), ("gid_map", p.gid_maps)):
+        if maps:
+            found.append((name, "".join(f"{m['containerID']} {m['hostID']} {m['size']}\n" for m in maps)))
+    return found
+
+
+def _keep_plan(container: Container, p: Plan) -> None:
+    """For the words of a failure: start may be another process's."""
+    with open(f"{container.directory}/plan", "w") as file:
+        file.write(repr(p.ops))
+
+
+def kept_plan(container: Container) -> Plan:
+    """The plan in the guest, as ``create`` made it."""
+    with open(f"{container.directory}/plan") as file:
+        p = Plan(3, True, 0)
+        p.ops = ast.literal_eval(file.read())
+        return p
+
+
+class Exec:
+    """One more process in the guest of a running container: a port of its own, its stand-in, its plan."""
+
+    def __init__(
+        self,
+        container: Container,
+        config: dict[str, Any],
+        process: dict[str, Any],
+        linux: dict[str, Any],
+        *,
+        console: int | None,
+        preserve_fds: int,
+    ) -> None:
+        if preserve_fds:
+            raise Unsupported("--preserve-fds: a descriptor of the host does not get into a machine")
+        machine = container.fields["machine"]
+        kinds = {item["type"] for item in (config.get("linux") or {}).get("namespaces") or ()}
+        join = [(kind, f"/proc/{machine['pid']}/ns/{file}") for kind, file in _NS_FILES if kind in kinds]
+        host = Host.from_dict({"last_cap": machine["last_cap"]})
+        self.plan = exec_plan(process, linux, host, into=True, joins=0, namespaces=join)
+        self._files = [path for _, path in join]
+        self._cgroup = f"{_CGROUPS}{container.fields['cgroup']}"
+        self._terminal = terminal_of(process, console)
+        self._uid = uid_of(container.directory)
+        number, held = port.free(container.directory, machine["ports"])
+        self._opened = [held]
+        try:
+            self._opened.append(port.connect(container.directory, number).detach())
+        except BaseException:
+            self.close()
+            raise
+
+    def host_plan(self, into: bool, joins: int) -> Plan:
+        """The stand-in's plan; the descriptors it names are this object's until ``close``."""
+        held, connected = self._opened
+        return qemu.host_plan(
+            into=into,
+            joins=joins,
+            device_program=None,
+            port=connected,
+            listener=None,
+            oom=None,
+            hold=held,
+            uid=self._uid,
+            terminal=self._terminal,
+        )
+
+    def begin(self, process: Process) -> None:
+        """From the stand-in to a process in the guest that waits for "go"."""
+        process.go(b"")
+        process.takes(lambda: self.plan)
+        flags = port.WANT_CONSOLE if self.plan.console else port.WANT_STDIO
+        port.send_plan(process.channel, self.plan.ops, port.session(flags, self._cgroup, self._files))
+        process.unshared()
+
+    def close(self) -> None:
+        """Close the descriptors that the stand-in has by now."""
+        for fd in self._opened:
+            os.close(fd)
+        self._opened = []

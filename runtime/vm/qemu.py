@@ -1,0 +1,193 @@
+"""QEMU: its command line, and the plan that confines it. Pure functions of a ``Machine``; nothing is opened here.
+
+QEMU is started by init with a plan of its own, as a container would be: own pid, mount, network, ipc, uts and cgroup
+namespaces, a root with nothing in it but the system's libraries and the machine's files read-only, a user of its own
+without a capability, its own seccomp filter. What it may use of the host it is given as descriptors.
+"""
+
+from __future__ import annotations
+
+import os
+
+from pycontain.runtime.plan.mounts import ATTR_RDONLY, MS_REC, PROPAGATION
+from pycontain.runtime.plan.ops import NO_FD
+from pycontain.runtime.plan.plan import NAMESPACES, Plan
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from pycontain.runtime.plan.ops import Op
+
+PORTS = 16
+_FDS = 100  # where QEMU finds its descriptors: the log is 0 to 2, then these
+_SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
+_NEW = ("pid", "mount", "network", "ipc", "uts", "cgroup")
+_LIBRARIES = ("/usr", "/lib", "/lib64", "/bin", "/etc/ld.so.cache")
+_NOSUID_NODEV = 2 | 4
+
+
+class Machine:
+    """One machine to be. Paths are the host's; ``tap`` is (descriptor, MAC) or None; ``memory`` in MiB.
+
+    ``kind`` is ``microvm`` (virtio-mmio) or ``q35`` (virtio-pci); ``accel`` ``kvm`` or ``tcg``; ``disks`` are raw
+    images, read-only; ``ports``, ``qmp`` are listening sockets, ``log`` takes what the guest and QEMU say.
+    """
+
+    def __init__(
+        self,
+        *,
+        hypervisor: str,
+        kernel: str,
+        initrd: str,
+        kind: str,
+        accel: str,
+        memory: int,
+        cpus: int,
+        disks: list[str],
+        ports: list[int],
+        qmp: int,
+        log: int,
+        tap: tuple[int, str] | None,
+        parameters: list[str],
+        tsc_khz: int = 0,
+    ) -> None:
+        self.hypervisor = hypervisor
+        self.kernel = kernel
+        self.initrd = initrd
+        self.kind = kind
+        self.accel = accel
+        self.memory = memory
+        self.cpus = cpus
+        self.disks = disks
+        self.ports = ports
+        self.qmp = qmp
+        self.log = log
+        self.tap = tap
+        self.parameters = parameters
+        self.tsc_khz = tsc_khz
+
+    def descriptors(self) -> list[int]:
+        """What QEMU inherits, in the order of its numbers from 100 on."""
+        return [*self.ports, self.qmp, *([self.tap[0]] if self.tap else [])]
+
+
+def kind_of(kernel: str) -> str:
+    """``microvm`` for an uncompressed kernel (ELF, with a PVH entry), which has its drivers built in; else ``q35``."""
+    with open(kernel, "rb") as file:
+        return "microvm" if file.read(4) == b"\x7fELF" else "q35"
+
+
+def command(machine: Machine) -> list[str]:
+    """The command line; paths as QEMU sees them in its root."""
+    bus = "device" if machine.kind == "microvm" else "pci"
+    argv = [machine.hypervisor, "-name", "pycontain", "-nodefaults", "-no-user-config", "-display", "none"]
+    argv += ["-no-reboot", "-sandbox", _SANDBOX]
+    if machine.kind == "microvm":
+        # With ACPI, QEMU's microvm hangs in the calibration of the TSC under TCG; the clock chip costs nothing.
+        argv += ["-M", "microvm,acpi=off,x-option-roms=off,memory-backend=ram"]
+        argv += ["-global", "virtio-mmio.force-legacy=false"]
+    else:
+        argv += ["-M", "q35,sata=off,smbus=off,usb=off,vmport=off,memory-backend=ram"]
+    argv += ["-object", f"memory-backend-memfd,id=ram,size={machine.memory}M,share=off"]
+    if machine.accel == "kvm":
+        argv += ["-accel", "kvm", "-cpu", "host"]
+    else:
+        thread = "single" if machine.cpus == 1 else "multi"
+        argv += ["-accel", f"tcg,thread={thread},tb-size=64", "-cpu", "max"]
+    argv += ["-m", f"{machine.memory}M", "-smp", str(machine.cpus)]
+    argv += ["-kernel", "/vm/kernel", "-initrd", "/vm/initrd", "-append", " ".join(kernel_parameters(machine))]
+    argv += ["-chardev", "stdio,id=log,signal=off", "-serial", "chardev:log"]
+    numbers = iter(range(_FDS, _FDS + len(machine.descriptors())))
+    argv += ["-device", f"virtio-serial-{bus},max_ports={len(machine.ports) + 1}"]
+    for i, _ in enumerate(machine.ports, 1):
+        argv += ["-chardev", f"socket,id=p{i},fd={next(numbers)},server=on,wait=off"]
+        argv += ["-device", f"virtserialport,chardev=p{i},nr={i},name=p{i}"]
+    argv += ["-chardev", f"socket,id=qmp,fd={next(numbers)},server=on,wait=off", "-mon", "chardev=qmp,mode=control"]
+    for i, _ in enumerate(machine.disks):
+        argv += ["-blockdev", f"driver=file,node-name=f{i},filename=/vm/disk{i},read-only=on,locking=off"]
+        argv += ["-blockdev", f"driver=raw,node-name=d{i},file=f{i},read-only=on"]
+        argv += ["-device", f"virtio-blk-{bus},drive=d{i}"]
+    if machine.tap:
+        rom = ",romfile=" if bus == "pci" else ""
+        argv += ["-netdev", f"tap,id=net,fd={next(numbers)}"]
+        argv += ["-device", f"virtio-net-{bus},netdev=net,mac={machine.tap[1]}{rom}"]
+    argv += ["-object", "rng-builtin,id=rng", "-device", f"virtio-rng-{bus},rng=rng"]
+    return argv
+
+
+def kernel_parameters(machine: Machine) -> list[str]:
+    """The kernel's command line: a panic ends QEMU; ``ports`` is for the agent."""
+    words = ["console=ttyS0", "quiet", "panic=-1", "reboot=t", "rdinit=/init", f"ports={len(machine.ports)}"]
+    if machine.accel == "tcg":
+        # Under emulation the guest's counter is the host's: nothing is to be calibrated, and it is no attack's aim.
+        words += ["mitigations=off", "no_timer_check", "tsc=reliable"]
+        if machine.tsc_khz:
+            words.append(f"tsc_early_khz={machine.tsc_khz}")
+    return words + machine.parameters
+
+
+def machine_ops(plan: Plan, machine: Machine, *, directory: str, uid: int, groups: bytes) -> list[Op]:
+    """From the new process in new namespaces to QEMU's execve. ``directory`` is any directory of the host's."""
+    null = plan.file("/dev/null")
+    log = plan.file(machine.log)
+    given = [plan.file(fd) for fd in machine.descriptors()]
+    ops: list[Op] = [("dup", null, 0), ("dup", log, 1), ("dup", log, 2)]
+    ops += [("dup", slot, _FDS + i) for i, slot in enumerate(given)]
+    ops += [
+        ("session",),
+        ("propagation", "/", PROPAGATION["private"] | MS_REC),
+        ("enter_root",),
+        ("mount", "tmpfs", directory, "tmpfs", _NOSUID_NODEV, "mode=0755,size=64k", 0),
+        ("root_bind", directory),
+    ]
+    for path in [*_LIBRARIES, *([] if machine.hypervisor.startswith("/usr/") else [machine.hypervisor])]:
+        if os.path.islink(path):
+            ops.append(("symlink", os.readlink(path), path))
+        elif os.path.exists(path):
+            ops.append(("bind", path, path, 1))
+    files = {"kernel": machine.kernel, "initrd": machine.initrd}
+    files |= {f"disk{i}": path for i, path in enumerate(machine.disks)}
+    ops += [("bind", path, f"/vm/{name}", 0) for name, path in files.items()]
+    devices = ["/dev/null", "/dev/urandom", *(["/dev/kvm"] if machine.accel == "kvm" else [])]
+    ops += [("bind", path, path, 0) for path in devices]
+    ops += [("attr", "/", ATTR_RDONLY, 0, 0, 1), ("pivot",)]
+    ops += [("bounding", 0), ("groups", groups), ("user", uid, uid), ("caps", 0, 0, 0), ("no_new_privs",)]
+    return [*ops, ("die_with_parent",), ("exec", machine.hypervisor, command(machine), [], 0)]
+
+
+def host_plan(
+    *,
+    into: bool,
+    joins: int,
+    device_program: bytes | None,
+    terminal: tuple[int, int, int] | None,
+    port: int,
+    listener: int | None,
+    oom: int | None,
+    uid: int,
+    machine: Machine | None = None,
+    directory: str = "/",
+    groups: bytes = b"",
+    hold: int | None = None,
+) -> Plan:
+    """The plan of a process's stand-in, with the machine below it for a container's first.
+
+    ``terminal`` is (console, rows, columns) where the process has one. ``port`` is connected to the guest. ``hold``:
+    a descriptor that is to be kept as long as the stand-in lives.
+    """
+    p = Plan(3, into, joins)
+    p.console = terminal is not None
+    if device_program is not None:
+        p.ops.append(("device_filter", device_program, p.base + 2))
+    p.clone(0)
+    p.ops += [("sync",), ("session",)]
+    slots = [NO_FD if fd is None else p.file(fd) for fd in (port, listener, oom)]
+    if hold is not None:
+        p.file(hold)
+    if terminal is not None:
+        console, rows, columns = terminal
+        p.ops += [("enter_root",), ("terminal", p.file(console), rows, columns, 0, 0)]
+    flags = sum(NAMESPACES[kind] for kind in _NEW) if machine is not None else 0
+    p.ops.append(("stand_in", *slots, flags, uid, int(terminal is not None)))
+    if machine is not None:
+        p.ops += machine_ops(p, machine, directory=directory, uid=uid, groups=groups)
+    return p

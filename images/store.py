@@ -22,7 +22,7 @@ import json
 import os
 import shutil
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -223,14 +223,20 @@ class Store:
 
     # Collection
 
-    def gc(self, in_use_layers: Iterable[str] | Callable[[], Iterable[str]]) -> int:
+    def gc(
+        self,
+        in_use_layers: Iterable[str] | Callable[[], Iterable[str]],
+        derived: Callable[[Collection[str]], int] | None = None,
+    ) -> int:
         """Remove what no name, container or pin needs: blobs, layers, broken-off ingests; the freed bytes.
 
         ``in_use_layers``: chain ids, or lower directories as `rootfs.ensure_layers` returned them. Give a function
         where containers may be created meanwhile: it is called when no pin can be taken or used, and after the pins
         were read, so a container that was recorded before its pin was released is always seen. (It must not call
-        this store.)
+        this store.) ``derived``: called with the chain ids (hexadecimal) of the layers that stay, while nobody can ask
+        for another one; removes what somebody made of the others and kept elsewhere, and returns the bytes.
         """
+        freed = 0
         with trying(f"collect in the image store {self.root}"), self._exclusive():
             digests, layers = self._read_pins()
             used = in_use_layers() if callable(in_use_layers) else in_use_layers
@@ -238,7 +244,9 @@ class Store:
             digests.update(ref.digest for ref in self._read_refs().values())
             self._reach(digests, layers)
             self._sweep(digests, layers)
-        return self._empty_trash()
+            if derived is not None:
+                freed = derived(layers)
+        return freed + self._empty_trash()
 
     def _sweep(self, digests: set[str], layers: set[str]) -> None:
         for algorithm in ("sha256", "sha512"):

@@ -101,6 +101,15 @@ def _overlayfs() -> str | None:
     return _root() or _try("unshare", "-m", "sh", "-c", script)
 
 
+@probe("erofs")
+def _erofs() -> str | None:
+    """The kernel mounts what mkfs.erofs makes, from a loop device."""
+    script = (
+        "mount -t tmpfs t /mnt && cd /mnt && mkdir tree m && mkfs.erofs --quiet file tree && mount -t erofs -o loop file m"
+    )
+    return _root() or _try("mkfs.erofs", "--help") or _try("unshare", "-m", "sh", "-c", script)
+
+
 @probe("netns")
 def _netns() -> str | None:
     return _root() or _try("unshare", "-n", "true")

@@ -11,7 +11,7 @@ from pycontain.runtime.errors import Conflict, NotFound, PycontainError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterator
     from typing import Any, BinaryIO, TextIO
 
     from pycontain.engine import Engine
@@ -209,6 +209,7 @@ def tag(engine: Engine, text: str, target: str) -> None:
 
 def collect(engine: Engine) -> int:
     """Remove content that no name and no container needs; the freed bytes."""
+    from pycontain.images import erofs
 
     def layers() -> list[str]:
         return [
@@ -217,7 +218,10 @@ def collect(engine: Engine) -> int:
             for layer in (container.record.get("image") or {}).get("layers", [])
         ]
 
-    return engine.images.gc(layers)
+    def derived(chains: Collection[str]) -> int:
+        return erofs.sweep(erofs.directory(engine.data), chains)
+
+    return engine.images.gc(layers, derived)
 
 
 def pull_shown(engine: Engine, text: str, platform: str | None, stream: TextIO | None) -> Image:

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
     from pycontain.runtime.namespaces import Launcher
 
+GUEST_KILL = 64  # SIGRTMAX to a machine's stand-in: SIGKILL to the process in the guest, as init/stand_in.h has it
+_GUEST_KILL_MS = 2000
 _NS_FILES = (
     ("user", "user"),
     ("pid", "pid"),
@@ -107,8 +109,28 @@ def kill(id: str, signal: int, *, root: str, all: bool = False) -> None:
             else:
                 for pid in cgroup.pids():
                     _signal(pid, signal)
+        elif signal == 9 and "machine" in container.fields and container.status == "running":
+            _kill_guest(container)
         else:
             _signal(container.pid, signal)
+
+
+def _kill_guest(container: Container) -> None:
+    """Let the guest kill the process, so that its disks are written; kill the machine where it does not soon."""
+    from select import poll
+
+    _signal(container.pid, GUEST_KILL)
+    try:
+        fd = os.pidfd_open(container.pid)
+    except ProcessLookupError:
+        return
+    try:
+        end = poll()
+        end.register(fd)
+        if not end.poll(_GUEST_KILL_MS):
+            _signal(container.pid, 9)
+    finally:
+        os.close(fd)
 
 
 def _signal(pid: int, signal: int) -> None:
@@ -252,6 +274,32 @@ def read_in_root(rootfs: dict[str, Any], paths: list[str], limit: int = 1 << 20)
         return [process.read() for _ in paths]
     finally:
         process.close()
+
+
+def read_inside(id: str, paths: list[str], limit: int, *, root: str) -> list[bytes | None]:
+    """Files as a container in a machine sees them, at most ``limit`` bytes of each; None where there is none."""
+    from pycontain.runtime.vm import machine
+
+    with Container.open(root, id) as container:
+        container.require("exec")
+        return machine.read_inside(container, paths, limit)
+
+
+def copy_in(id: str, source: str, *, root: str) -> None:
+    """Give a container in a machine the new content of a file that it got as a copy of ``source``."""
+    from pycontain.runtime.vm import machine
+
+    with Container.open(root, id) as container:
+        if container.status in ("running", "paused"):
+            machine.copy_in(container, source)
+
+
+def guest_oom(id: str, *, root: str) -> bool:
+    """Whether a process of a container in a machine was killed by the guest's kernel for want of memory."""
+    try:
+        return os.stat(f"{root}/{id}/oom").st_size > 0
+    except OSError:
+        return False
 
 
 def explain(

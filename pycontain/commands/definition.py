@@ -128,7 +128,7 @@ CREATE_OPTIONS: tuple[Option, ...] = (
     ),
     Option(
         "isolation",
-        "what isolates it: namespaces (container) or a virtual machine (vm, not built yet)",
+        "what isolates it: namespaces of this host (container) or a virtual machine of its own (vm)",
         kind="value",
         metavar="KIND",
         choices=("container", "vm"),

@@ -87,6 +87,14 @@ def rootfs(container: Container) -> dict[str, Any]:
     return found
 
 
+def machine_image(engine: Engine, container: Container) -> dict[str, Any]:
+    """The root file system for a machine: the layers as one read-only image, and a disk for what is written."""
+    from pycontain.images import erofs
+
+    image = erofs.cached(erofs.directory(engine.data), container.record["image"]["layers"])
+    return {"kind": "image", "path": image, "disk": container.path("disk")}
+
+
 def take_lease(engine: Engine, container: Container, warn: Callable[[str], None] | None) -> Lease | None:
     """An address on the bridge, and the published ports; None for every other network."""
     if container.options.get("network", "bridge") != "bridge":
@@ -138,7 +146,7 @@ def _user_files(engine: Engine, container: Container, overlay: dict[str, Any]) -
     Before a container's first start they are the image's, which is the same for every container of these layers:
     what init read in-root is kept by the topmost layer's chain id (users/<chain>/), and saves the next start a mount.
     """
-    if container.state.get("started"):
+    if container.state.get("started") and container.options.get("isolation") != "vm":
         return lifecycle.read_in_root(overlay, list(_USER_FILES), identity.FILE_MAX + 1)
     chain = os.path.basename(os.path.dirname(overlay["lower"][0]))
     cache = os.path.join(engine.data, "users", chain)
@@ -195,7 +203,10 @@ def configuration(
             own.append({"destination": f"/etc/{name}", "type": "bind", "source": etc(name), "options": choices})
     wishes.mounts = own
     wishes.cgroups_path = f"/pycontain/{identifier}"
-    return to_spec(image, wishes)
+    config = to_spec(image, wishes)
+    if options.isolation == "vm":
+        config.setdefault("annotations", {})["org.pycontain.isolation"] = "vm"
+    return config
 
 
 def image_of(config: dict[str, Any]) -> ImageConfig:
@@ -296,7 +307,7 @@ def _network_target(engine: Engine, options: Options) -> Container | None:
 def _devices(options: Options) -> list[dict[str, Any]]:
     """OCI devices with their "access"; for a privileged container all of the host's too."""
     wanted = list(options.devices)
-    if options.privileged:
+    if options.privileged and options.isolation != "vm":
         named = {entry["container"] for entry in wanted}
         wanted = [
             {"host": path, "container": path, "permissions": "rwm"} for path in _host_devices() if path not in named
@@ -383,6 +394,7 @@ def _replace(path: str, data: bytes) -> None:
 
 
 def exec_process(
+    engine: Engine,
     container: Container,
     args: Sequence[str],
     *,
@@ -405,7 +417,11 @@ def exec_process(
     if terminal:
         merged.setdefault("TERM", "TERM=xterm")
     if user is not None:
-        passwd, group = (_read_inside(int(container.state["pid"]), name) for name in _USER_FILES)
+        if container.options.get("isolation") == "vm":
+            root = engine.runtime_root
+            passwd, group = lifecycle.read_inside(container.id, list(_USER_FILES), identity.FILE_MAX + 1, root=root)
+        else:
+            passwd, group = (_read_inside(int(container.state["pid"]), name) for name in _USER_FILES)
         found = identity.parse_user(user, passwd, group)
         process["user"] = {key: found[key] for key in ("uid", "gid", "additionalGids")}
         merged["HOME"] = f"HOME={found['home']}"

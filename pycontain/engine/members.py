@@ -6,6 +6,7 @@ import os
 
 from pycontain.engine import files
 from pycontain.network import names
+from pycontain.runtime import lifecycle
 from pycontain.runtime.errors import NotFound, PycontainError
 
 TYPE_CHECKING = False
@@ -21,6 +22,7 @@ def refresh(engine: Engine, starting: Container | None = None) -> list[str]:
     """
     root = os.path.join(engine.data, "network")
     files.make_directory(root)
+    guests: dict[str, tuple[str, bytes]] = {}
     # The list is made under the lock, so that an older one never overwrites a newer one.
     with files.Lock(os.path.join(root, "members.lock")):
         members = []
@@ -34,7 +36,27 @@ def refresh(engine: Engine, starting: Container | None = None) -> list[str]:
                     continue
             if os.path.exists(container.path("hosts")):
                 members.append(_member(container, address))
-        return names.refresh(os.path.join(root, engine.network.name), members)
+                if container.options.get("isolation") == "vm" and container is not starting:
+                    guests[identifier] = container.path("hosts"), _content(container.path("hosts"))
+        problems = names.refresh(os.path.join(root, engine.network.name), members)
+    return problems + _tell_guests(engine, guests)
+
+
+def _content(path: str) -> bytes:
+    with open(path, "rb") as file:
+        return file.read(1 << 20)
+
+
+def _tell_guests(engine: Engine, guests: dict[str, tuple[str, bytes]]) -> list[str]:
+    """A machine has a copy of the file. Without the lock, and not for long: a guest may be deaf on purpose."""
+    problems = []
+    for identifier, (path, before) in guests.items():
+        if _content(path) != before:
+            try:
+                lifecycle.copy_in(identifier, path, root=engine.runtime_root)
+            except PycontainError as error:
+                problems.append(f"write the names into the machine of container {identifier[:12]}: {error.message}")
+    return problems
 
 
 def _member(container: Container, address: str) -> names.Member:

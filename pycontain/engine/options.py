@@ -39,6 +39,7 @@ class Options:
     init: bool = False
     read_only: bool = False
     privileged: bool = False
+    isolation: str = "container"
     no_new_privileges: bool = False
     seccomp: str | dict[str, Any] = "default"
     cap_add: list[str]
@@ -105,7 +106,22 @@ def read(
     _security(options, given)
     _network(options, given)
     _files(options, given)
+    if options.isolation == "vm":
+        _refused_in_machine(options)
     return options
+
+
+def _refused_in_machine(options: Options) -> None:
+    """What a container in a machine of its own cannot have: whatever is a part of this host."""
+    asked = [
+        (f"--network {options.network}", options.network not in ("bridge", "none"), "--network bridge"),
+        ("--pid host", options.pid_mode == "host", "leave out --pid"),
+        ("--ipc host", options.ipc_mode == "host", "leave out --ipc"),
+        ("--device", bool(options.devices), "leave out --device"),
+    ]
+    for name, found, hint in asked:
+        if found:
+            raise Unsupported(f"{name}: a container in a machine shares nothing with this host", hint=hint)
 
 
 def _text(given: Mapping[str, object], name: str) -> str | None:
@@ -128,8 +144,6 @@ def _clean(what: str, text: str) -> str:
 
 def _refused(given: Mapping[str, object]) -> None:
     """What is known by name and not built; ignoring it would be a lie."""
-    if given.get("isolation") == "vm":
-        raise Unsupported("--isolation vm: virtual machines are not built yet", hint="leave out --isolation")
     restart = _text(given, "restart")
     if restart not in (None, "", "no"):
         raise Unsupported(f'--restart "{restart}": only "no" is built', hint="leave out --restart")
@@ -187,6 +201,9 @@ def _switches(options: Options, given: Mapping[str, object]) -> None:
     options.init = bool(given.get("init"))
     options.read_only = bool(given.get("read-only"))
     options.privileged = bool(given.get("privileged"))
+    options.isolation = _text(given, "isolation") or "container"
+    if options.isolation not in ("container", "vm"):
+        raise values.wrong("isolation", options.isolation, "no such isolation (wanted container or vm)", "vm")
     options.cidfile = _text(given, "cidfile")
 
 

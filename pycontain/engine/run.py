@@ -168,6 +168,8 @@ def start(
         files.make_directory(container.path("log"))
         lease = bundle.take_lease(engine, container, warn)
         rootfs = bundle.rootfs(container)
+        vm = container.options.get("isolation") == "vm"
+        machine = bundle.machine_image(engine, container) if vm else None
         config = bundle.prepare(engine, container, rootfs, lease, size)
         arguments, owner, console = _plumbing(engine, container, config, lease, opened, own)
         launcher = Launcher(**arguments)
@@ -175,7 +177,7 @@ def start(
             container.id,
             container.directory,
             root=engine.runtime_root,
-            rootfs=rootfs,
+            rootfs=rootfs if machine is None else machine,
             lease=lease,
             console=console,
             launcher=launcher,
@@ -386,7 +388,7 @@ def exec_(
         )
     container.running_or_refuse("exec in")
     process = bundle.exec_process(
-        container, args, env=env, user=user, workdir=workdir, terminal=terminal, privileged=privileged
+        engine, container, args, env=env, user=user, workdir=workdir, terminal=terminal, privileged=privileged
     )
     if terminal and size is not None:
         process["consoleSize"] = {"height": size[0], "width": size[1]}

@@ -49,7 +49,7 @@ def finish(engine: Engine, container: Container) -> None:
     cgroup = open_cgroup(f"{CGROUPS}/{container.id}")
     ended = container.exit_state() if state.get("status") in _ENDED else None
     if ended is not None and cgroup.exists():
-        ended["oom_killed"] = cgroup.oom_kills() > 0
+        ended["oom_killed"] = cgroup.oom_kills() > 0 or lifecycle.guest_oom(container.id, root=engine.runtime_root)
     lifecycle.delete(container.id, root=engine.runtime_root, force=True)
     if cgroup.exists():
         cgroup.kill_all()

@@ -17,8 +17,8 @@ from pycontain.runtime.channel import ChannelClosed
 from pycontain.runtime.errors import PycontainError, SpecError, Unsupported
 from pycontain.runtime.kernel.cgroup_v2 import CONTROLLERS, PlannedCgroup
 from pycontain.runtime.kernel.host import Host
-from pycontain.runtime.plan.plan import Plan, exec_plan, plan
-from pycontain.runtime.vm import accel, guest, initramfs, port, qemu, settings
+from pycontain.runtime.plan.plan import NAMESPACES, Plan, exec_plan, plan
+from pycontain.runtime.vm import accel, disk, guest, initramfs, port, qemu, settings
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from pycontain.runtime.state import Container
 
 MIB = 1 << 20
+MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOATIME = 1, 2, 4, 1024
 BOOT_SECONDS = 30.0
 _LOG_BYTES = 65536
 _QEMU_MIB = 128  # what QEMU needs beside the guest's memory: its own, and 64 MiB of translated code
@@ -82,7 +83,7 @@ class Machine:
         self._settings = settings.load(config)
         self._cgroup = PlannedCgroup(_CGROUPS, cgroup_path)
         self._bundle, self._keyring, self._reap = bundle, keyring, reap
-        self._files: list[tuple[str, bytes, int]] = []
+        self._files: dict[str, str] = {}  # what is copied into the guest: path here, path there
         self._opened: list[int] = []
         self._inside = self._guest_config(config)
         _size(self._settings, resources)
@@ -123,13 +124,8 @@ class Machine:
             raise Unsupported(
                 f"$.mounts[{i}]: {source} is not a file: sharing directories with a machine is not built yet",
             )
-        with open(source, "rb") as file:
-            data = file.read(_FILE_MAX + 1)
-            mode = os.fstat(file.fileno()).st_mode & 0o7777
-        if len(data) > _FILE_MAX:
-            raise Unsupported(f"$.mounts[{i}]: {source} is too large to be copied: found more than {_FILE_MAX} bytes")
         inside = f"{_OWN}/files/{len(self._files)}"
-        self._files.append((inside, data, mode))
+        self._files[source] = inside
         return {**mount, "source": inside}
 
     def _guest_plan(self, facts: dict[str, Any]) -> Plan:
@@ -137,8 +133,8 @@ class Machine:
             "kind": "overlay",
             "target": f"{_OWN}/merged",
             "lower": ["/images/0"],
-            "upper": f"{_OWN}/upper",
-            "work": f"{_OWN}/work",
+            "upper": f"{_OWN}/disk/upper",
+            "work": f"{_OWN}/disk/work",
         }
         unified = {"mount": _CGROUPS, "controllers": list(CONTROLLERS), "name": "", "unified": True}
         host = Host.from_dict({"cgroups": [unified], "cgroup": "v2", **facts})
@@ -202,7 +198,7 @@ class Machine:
             accel=chosen,
             memory=found.memory,
             cpus=found.cpus or 1,
-            disks=[self._rootfs["path"]],
+            disks=self._disks(),
             ports=ports,
             qmp=qmp,
             log=self.log,
@@ -217,6 +213,7 @@ class Machine:
             "cpus": machine.cpus,
             "ports": qemu.PORTS,
             "kernel": kernel.image,
+            "files": self._files,
         }
         into, joins = joining
         return qemu.host_plan(
@@ -232,6 +229,13 @@ class Machine:
             directory=directory,
             groups=kvm_group() if chosen == "kvm" else b"",
         )
+
+    def _disks(self) -> list[tuple[str, bool]]:
+        disks = [(self._rootfs["path"], False)]
+        if "disk" in self._rootfs:
+            disk.ensure(self._rootfs["disk"], self._settings.cache, uid_of(self._directory))
+            disks.append((self._rootfs["disk"], True))
+        return disks
 
     def close(self) -> None:
         """Close the descriptors that QEMU and the stand-in have by now."""
@@ -268,7 +272,10 @@ class Machine:
         """What the guest needs before the plan, in one call; the facts about it."""
         ops: list[Op] = [("enter_root",), ("read", "/proc/sys/kernel/cap_last_cap", 16)]
         ops.append(("read", self._cgroup.controllers_file, 4096))
-        last_cap, controllers = caller.call(ops, seconds=BOOT_SECONDS)
+        # No more than two, so that two questions tell which is which.
+        ops.append(("read", "/sys/block/vda/serial", 20))
+        last_cap, controllers, serial = caller.call(ops, seconds=BOOT_SECONDS)
+        disks = ["/dev/vda", "/dev/vdb"] if serial == b"disk0" else ["/dev/vdb", "/dev/vda"]
         names = [name for name in (controllers or b"").decode("ascii", "replace").split() if name in CONTROLLERS]
         now = time.time_ns()
         ops = [
@@ -276,11 +283,15 @@ class Machine:
             ("clock", now // 10**9, now % 10**9),
             ("enter_root",),
             *self._cgroup.operations(self._inside["linux"]["resources"], names),
-            ("mount", "/dev/vda", "/images/0", "erofs", 1 | 2 | 4, "", 0),
+            ("mount", disks[0], "/images/0", "erofs", MS_RDONLY | MS_NOSUID | MS_NODEV, "", 0),
             ("mount", "tmpfs", _OWN, "tmpfs", 0, "mode=0700", 0),
         ]
-        ops += [("mkdir", f"{_OWN}/{name}", 0o755, 0, 0) for name in ("upper", "work", "merged", "files")]
-        ops += [("file", path, mode, data) for path, data, mode in self._files]
+        if "disk" in self._rootfs:
+            ops.append(("mount", disks[1], f"{_OWN}/disk", "ext4", MS_NOATIME, "", 0))
+        ops += [("mkdir", f"{_OWN}/{name}", 0o755, 0, 0) for name in ("disk/upper", "disk/work", "merged", "files")]
+        for source, inside in self._files.items():
+            data, mode = _content(source, "$.mounts")
+            ops.append(("file", inside, mode, data))
         caller.call(ops)
         return {"last_cap": min(int(last_cap or b"0"), 63)}
 
@@ -362,6 +373,33 @@ def kept_plan(container: Container) -> Plan:
         p = Plan(3, True, 0)
         p.ops = ast.literal_eval(file.read())
         return p
+
+
+def read_inside(container: Container, paths: list[str], limit: int) -> list[bytes | None]:
+    """Files as the container sees them; in its root, by descriptor, as everything below it is the container's."""
+    files = [f"/proc/{container.fields['machine']['pid']}/ns/mnt"]
+    ops: list[Op] = [("setns", 5, NAMESPACES["mount"]), ("enter_root",), *(("read", path, limit) for path in paths)]
+    with port.Caller(container.directory) as caller:
+        return caller.call(ops, files=files)
+
+
+def copy_in(container: Container, source: str) -> None:
+    """The new content of ``source`` for the guest's copy of it. A guest that does not answer at once is left alone."""
+    inside = container.fields["machine"]["files"].get(source)
+    if inside is None:
+        return
+    data, mode = _content(source, source)
+    with port.Caller(container.directory) as caller:
+        caller.call([("enter_root",), ("file", inside, mode, data)], seconds=1.0)
+
+
+def _content(source: str, where: str) -> tuple[bytes, int]:
+    with open(source, "rb") as file:
+        data = file.read(_FILE_MAX + 1)
+        mode = os.fstat(file.fileno()).st_mode & 0o7777
+    if len(data) > _FILE_MAX:
+        raise Unsupported(f"{where}: {source} is too large to be copied: found more than {_FILE_MAX} bytes")
+    return data, mode
 
 
 class Exec:

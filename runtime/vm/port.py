@@ -126,8 +126,12 @@ class Caller:
         self._socket.close()
         os.close(self._lock)
 
-    def call(self, ops: Sequence[Op], *, seconds: float = ANSWER_SECONDS) -> list[bytes | None]:
+    def call(
+        self, ops: Sequence[Op], *, files: Sequence[str] = (), seconds: float = ANSWER_SECONDS
+    ) -> list[bytes | None]:
         """Carry out ``ops`` in the guest; what its "read" operations read, in order (None: no such file).
+
+        The guest's ``files`` are open as descriptors 5 and on.
 
         Raises GuestGone, and KernelError with the words of the operation that failed.
         """
@@ -140,7 +144,7 @@ class Caller:
             kind, payload = self._receive(deadline)
             if kind != channel.HELLO or payload != nonce:
                 raise GuestGone(f"the machine of {self._name} answered a hello with {channel.NAMES[kind]!r}")
-            send_plan(fd, ops, session(0))
+            send_plan(fd, ops, session(0, files=files))
             while True:
                 kind, payload = self._receive(deadline)
                 if kind == channel.DATA and len(reads) < len(ops):

@@ -29,7 +29,7 @@ class Machine:
     """One machine to be. Paths are the host's; ``tap`` is (descriptor, MAC) or None; ``memory`` in MiB.
 
     ``kind`` is ``microvm`` (virtio-mmio) or ``q35`` (virtio-pci); ``accel`` ``kvm`` or ``tcg``; ``disks`` are raw
-    images, read-only; ``ports``, ``qmp`` are listening sockets, ``log`` takes what the guest and QEMU say.
+    images, (path, writable); ``ports``, ``qmp`` are listening sockets, ``log`` takes what the guest and QEMU say.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class Machine:
         accel: str,
         memory: int,
         cpus: int,
-        disks: list[str],
+        disks: list[tuple[str, bool]],
         ports: list[int],
         qmp: int,
         log: int,
@@ -102,10 +102,12 @@ def command(machine: Machine) -> list[str]:
         argv += ["-chardev", f"socket,id=p{i},fd={next(numbers)},server=on,wait=off"]
         argv += ["-device", f"virtserialport,chardev=p{i},nr={i},name=p{i}"]
     argv += ["-chardev", f"socket,id=qmp,fd={next(numbers)},server=on,wait=off", "-mon", "chardev=qmp,mode=control"]
-    for i, _ in enumerate(machine.disks):
-        argv += ["-blockdev", f"driver=file,node-name=f{i},filename=/vm/disk{i},read-only=on,locking=off"]
-        argv += ["-blockdev", f"driver=raw,node-name=d{i},file=f{i},read-only=on"]
-        argv += ["-device", f"virtio-blk-{bus},drive=d{i}"]
+    for i, (_, writable) in enumerate(machine.disks):
+        access = "read-only=off,discard=unmap" if writable else "read-only=on"
+        argv += ["-blockdev", f"driver=file,node-name=f{i},filename=/vm/disk{i},{access},locking=off"]
+        argv += ["-blockdev", f"driver=raw,node-name=d{i},file=f{i},{access}"]
+        # The guest finds it by its serial number: the order of the names is the machine type's.
+        argv += ["-device", f"virtio-blk-{bus},drive=d{i},serial=disk{i}"]
     if machine.tap:
         rom = ",romfile=" if bus == "pci" else ""
         argv += ["-netdev", f"tap,id=net,fd={next(numbers)}"]
@@ -145,11 +147,13 @@ def machine_ops(plan: Plan, machine: Machine, *, directory: str, uid: int, group
         elif os.path.exists(path):
             ops.append(("bind", path, path, 1))
     files = {"kernel": machine.kernel, "initrd": machine.initrd}
-    files |= {f"disk{i}": path for i, path in enumerate(machine.disks)}
+    files |= {f"disk{i}": path for i, (path, _) in enumerate(machine.disks)}
     ops += [("bind", path, f"/vm/{name}", 0) for name, path in files.items()]
     devices = ["/dev/null", "/dev/urandom", *(["/dev/kvm"] if machine.accel == "kvm" else [])]
     ops += [("bind", path, path, 0) for path in devices]
-    ops += [("attr", "/", ATTR_RDONLY, 0, 0, 1), ("pivot",)]
+    ops.append(("attr", "/", ATTR_RDONLY, 0, 0, 1))
+    ops += [("attr", f"/vm/disk{i}", 0, ATTR_RDONLY, 0, 0) for i, (_, writable) in enumerate(machine.disks) if writable]
+    ops.append(("pivot",))
     ops += [("bounding", 0), ("groups", groups), ("user", uid, uid), ("caps", 0, 0, 0), ("no_new_privs",)]
     return [*ops, ("die_with_parent",), ("exec", machine.hypervisor, command(machine), [], 0)]
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Collection, Iterable
 
 from pycontain.network import firewall, links, nft
 from pycontain.network.firewall import Problem
-from pycontain.network.netlink import Link, Netlink, container_messages
+from pycontain.network.netlink import Link, Netlink, container_messages, guest_messages
 from pycontain.network.ports import ANY, Port, hold
 from pycontain.network.state import Configuration, Directory, Record, Stamp, boot_id, namespace_id
 from pycontain.runtime.errors import Conflict, KernelError, PycontainError
@@ -27,6 +27,8 @@ _TRIES = 16
 
 class Lease:
     """A container's place on a network. What the executor reads: ``netlink``, and ``attach``.
+
+    For a container in a machine it is ``tap`` in place of ``attach``, and ``guest_netlink`` before ``netlink``.
 
     ``address``, ``gateway`` and ``mac`` are text, ``prefix`` is the subnet's length. ``ports`` have the host
     ports that the kernel picked. ``host_sockets`` hold those; they belong to whoever outlives the command, and
@@ -53,7 +55,7 @@ class Lease:
 
     @property
     def link(self) -> str:
-        """The name of the host's end of the veth pair."""
+        """The name of the host's end of the veth pair, or of the tap."""
         return self._record.link
 
     def attach(self, pid: int | None = None, *, netns_fd: int | None = None) -> None:
@@ -72,8 +74,32 @@ class Lease:
             self._record = self._network.free_link(self._record)
             links.attach(self.link, bridge, self.address, mtu, pid=pid, netns_fd=netns_fd)
 
+    def tap(self, vnet_hdr: bool = True) -> int:
+        """Make a tap on the bridge, up, for a machine; its descriptor, close-on-exec. Gone with its last descriptor.
+
+        ``vnet_hdr``: each frame is preceded by a struct virtio_net_hdr (10 bytes until TUNSETVNETHDRSZ). What an
+        earlier attempt for this container left is replaced. KernelError when the kernel refuses.
+        """
+        bridge = links.find_bridge(self._configuration.bridge, self._configuration.id)
+        mtu = self._configuration.mtu
+        try:
+            return links.tap(self.link, bridge, self.address, mtu, vnet_hdr)
+        except KernelError as error:
+            if error.errno != errno.EBUSY:
+                raise
+            self._record = self._network.free_link(self._record)
+            return links.tap(self.link, bridge, self.address, mtu, vnet_hdr)
+
+    def guest_netlink(self, pid: int) -> list[tuple[str, bytes]]:
+        """(description, request) for a guest's first network namespace; ``netlink`` follows in the container's.
+
+        They make the guest's eth0 what ``attach`` makes: this lease's hardware address and MTU, down, with index 2,
+        in the network namespace of ``pid``, a number of the guest.
+        """
+        return guest_messages(links.mac_of(self.address), self._configuration.mtu, pid)
+
     def detach(self) -> None:
-        """Delete the veth pair; nothing happens when it is gone."""
+        """Delete the veth pair or the tap; nothing happens when it is gone."""
         links.detach(self.link)
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""The bridge of a network and the veth pairs on it: everything is found again by its name.
+"""The bridge of a network, the veth pairs and taps on it: everything is found again by its name.
 
 Names are the only state: the bridge carries the network's identity in its alias, and a container's link has a name
 made from the container's id. So whatever a crash leaves behind can be told from what is in use.
@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import _socket
 import errno
+import os
+import struct
 import zlib
 from collections.abc import Iterable, Iterator
+from fcntl import ioctl
 from typing import NamedTuple
 
 from pycontain.network import netlink
@@ -19,6 +22,11 @@ from pycontain.runtime.errors import Conflict, KernelError, NotFound, PycontainE
 ALIAS = "pycontain network "
 _LINK_PREFIX = "pc"
 _MTU = 1500
+
+# linux/if_tun.h
+_TUNSETIFF = 0x400454CA
+_IFF_TAP, _IFF_NO_PI, _IFF_VNET_HDR, _IFF_TUN_EXCL = 0x0002, 0x1000, 0x4000, 0x8000
+_TUN = "/dev/net/tun"
 
 
 class Subnet(NamedTuple):
@@ -64,6 +72,14 @@ def dotted(number: int) -> str:
 def mac_of(address: str) -> bytes:
     """A locally administered hardware address made from the IPv4 address, so that neighbours' caches stay true."""
     return b"\x02\x70" + _socket.inet_aton(address)
+
+
+def tap_mac_of(address: str) -> bytes:
+    """The hardware address of the host's side of a tap; no other of ours begins so, in particular not the guest's.
+
+    What is sent to the address of one of its ports a bridge delivers to the host.
+    """
+    return b"\xfe\x70" + _socket.inet_aton(address)
 
 
 def candidates() -> Iterator[Subnet]:
@@ -164,7 +180,7 @@ def finish_bridge(kernel: Netlink, bridge: netlink.Link, gateway: str, prefix: i
 
 
 def link_name(container_id: str, attempt: int = 0) -> str:
-    """The host's end of a container's veth pair: ``pc`` and eight hex digits, those of the id where it begins so."""
+    """A container's link on the host, veth or tap: ``pc`` and eight hex digits, those of the id where it begins so."""
     head = container_id[:8]
     if attempt or len(head) < 8 or not set(head) <= set("0123456789abcdef"):
         head = f"{zlib.crc32(f'{container_id}/{attempt}'.encode()):08x}"
@@ -183,13 +199,55 @@ def attach(
         name, master=bridge.ifindex, mtu=mtu, peer_mac=mac_of(address), pid=pid, netns_fd=netns_fd
     )
     with Netlink() as kernel:
-        try:
-            kernel.send(create)
-        except KernelError as error:
-            if error.errno == errno.EXFULL:
-                error.hint = "a bridge takes 1023 containers: use a second network"
-            raise
+        _make_port(kernel, create)
         _finish_port(kernel, name)
+
+
+def tap(name: str, bridge: netlink.Link, address: str, mtu: int, vnet_hdr: bool = True) -> int:
+    """Make the tap ``name`` on the bridge, up; its descriptor, close-on-exec, which carries one Ethernet frame a call.
+
+    With ``vnet_hdr`` a struct virtio_net_hdr is before each frame, 10 bytes unless TUNSETVNETHDRSZ says otherwise:
+    segments and checksums then stay undone between guests. The device is gone with the last copy of the descriptor.
+    KernelError EBUSY when a link ``name`` is there, EXFULL as in attach, ENOENT or ENODEV without the tun driver.
+    Kernel: Documentation/networking/tuntap.rst, drivers/net/tun.c.
+    """
+    try:
+        fd = os.open(_TUN, os.O_RDWR | os.O_CLOEXEC)
+    except OSError as error:
+        raise _tap_refused(f"open {_TUN} for tap {name}", error) from None
+    try:
+        # Exclusive: without it, the name of a tap that is there and has no reader is no error but leads to that tap.
+        flags = _IFF_TAP | _IFF_NO_PI | _IFF_TUN_EXCL | (_IFF_VNET_HDR if vnet_hdr else 0)
+        try:
+            ioctl(fd, _TUNSETIFF, struct.pack("=16sH22x", name.encode(), flags))
+        except OSError as error:
+            raise _tap_refused(f"create tap {name}", error) from None
+        with Netlink() as kernel:
+            # The kernel's own choice of an address is random, hence could be anybody's. A tap has a carrier as soon as
+            # it is up, and would have its IPv6 address before a request that sets it up gets to preventing that.
+            port = netlink.set_link(
+                name, mac=tap_mac_of(address), mtu=mtu, master=bridge.ifindex, no_ipv6_address=has_ipv6()
+            )
+            _make_port(kernel, port)
+            _finish_port(kernel, name)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _tap_refused(tried: str, error: OSError) -> KernelError:
+    missing = error.errno in (errno.ENOENT, errno.ENODEV, errno.ENXIO)
+    return KernelError(tried, error.errno or errno.EIO, hint="modprobe tun" if missing else None)
+
+
+def _make_port(kernel: Netlink, request: netlink.Request) -> None:
+    try:
+        kernel.send(request)
+    except KernelError as error:
+        if error.errno == errno.EXFULL:
+            error.hint = "a bridge takes 1023 containers: use a second network"
+        raise
 
 
 def reattach(kernel: Netlink, name: str, bridge: netlink.Link) -> None:

@@ -29,6 +29,7 @@ RTM_NEWROUTE, RTM_GETROUTE = 24, 26
 
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_MASTER = 1, 3, 4, 10
 IFLA_LINKINFO, IFLA_NET_NS_PID, IFLA_IFALIAS, IFLA_AF_SPEC, IFLA_NET_NS_FD = 18, 19, 20, 26, 28
+IFLA_NEW_IFINDEX = 49
 IFLA_INFO_KIND, IFLA_INFO_DATA, IFLA_INFO_SLAVE_KIND, IFLA_INFO_SLAVE_DATA = 1, 2, 4, 5
 IFLA_BR_MCAST_SNOOPING = 23
 IFLA_BRPORT_MODE = 4
@@ -154,16 +155,23 @@ def new_veth(
 
 def set_link(
     name: str, *, index: int = 0, up: bool = False, master: int | None = None, alias: str | None = None,
-    no_ipv6_address: bool = False, hairpin: bool = False,
+    no_ipv6_address: bool = False, hairpin: bool = False, mac: bytes | None = None, mtu: int | None = None,
 ) -> Request:
     """Change a link, found by ``index`` or, where that is 0, by name.
 
     ``no_ipv6_address`` keeps the kernel from making a link-local address when the link comes up. ``hairpin`` lets a
-    bridge send a frame out of the port through which it came.
+    bridge send a frame out of the port through which it came. ``mac`` is the raw hardware address, which many drivers
+    take only while the link is down.
     """
     body, verbs = _link_header(index, up), []
     if not index:
         body += link_name_attribute(name)
+    if mac is not None:
+        body += attribute(IFLA_ADDRESS, mac)
+        verbs.append(f"hardware address {mac.hex(':')}")
+    if mtu is not None:
+        body += _u32(IFLA_MTU, mtu)
+        verbs.append(f"MTU {mtu}")
     if master is not None:
         body += _u32(IFLA_MASTER, master)
         verbs.append(f"make it a port of link {master}")
@@ -181,6 +189,22 @@ def set_link(
     if up:
         verbs.append("set it up")
     return Request(f"change link {name} ({', '.join(verbs)})", RTM_NEWLINK, 0, body)
+
+
+def set_link_down(name: str) -> Request:
+    """Set a link down."""
+    body = struct.pack("=BxHiII", AF_UNSPEC, 0, 0, 0, IFF_UP) + link_name_attribute(name)
+    return Request(f"set {name} down", RTM_NEWLINK, 0, body)
+
+
+def move_link(name: str, pid: int, index: int) -> Request:
+    """Move a link, which goes down, into the network namespace of ``pid``, where it is to have ``index``.
+
+    EBUSY when the index is taken there, EEXIST when the name is. Before Linux 5.13 the index is not looked at, and the
+    link keeps its own unless that is taken.
+    """
+    body = _link_header() + link_name_attribute(name) + _u32(IFLA_NET_NS_PID, pid) + _u32(IFLA_NEW_IFINDEX, index)
+    return Request(f"move {name} to the network namespace of pid {pid}", RTM_NEWLINK, 0, body)
 
 
 def delete_link(name: str) -> Request:
@@ -226,7 +250,26 @@ def container_messages(address: str, prefix: int, gateway: str) -> list[tuple[st
 
     Sequence numbers count from 1. Every message asks for an acknowledgement.
     """
-    requests = container_requests(address, prefix, gateway)
+    return _numbered(container_requests(address, prefix, gateway))
+
+
+def guest_messages(mac: bytes, mtu: int, pid: int) -> list[tuple[str, bytes]]:
+    """(description, complete request) for the first network namespace of a guest, before container_messages.
+
+    They give the machine's only network device what veth's peer is made with, and put it where that is made: eth0,
+    down, with index 2, in the namespace of ``pid`` (a number of the guest).
+    """
+    # One request would do for a new device. That of a machine which has run before may be up, and many drivers then
+    # refuse an address; the kernel sets flags last, so "down" is a request of its own.
+    requests = [
+        set_link_down(CONTAINER_NAME),
+        set_link(CONTAINER_NAME, mac=mac, mtu=mtu),
+        move_link(CONTAINER_NAME, pid, CONTAINER_INDEX),
+    ]
+    return _numbered(requests)
+
+
+def _numbered(requests: list[Request]) -> list[tuple[str, bytes]]:
     return [(request.description, encode(request, number)) for number, request in enumerate(requests, 1)]
 
 

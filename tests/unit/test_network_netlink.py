@@ -51,6 +51,24 @@ def test_container_messages_say_what_they_should() -> None:
     assert route.get_attr("RTA_GATEWAY") == "10.118.0.1" and route.get_attr("RTA_DST") is None
 
 
+def test_guest_messages_say_what_they_should() -> None:
+    messages = netlink.guest_messages(b"\x02\x70\x0a\x76\x03\x04", 1400, 4242)
+    assert [text for text, _ in messages] == [
+        "set eth0 down", "change link eth0 (hardware address 02:70:0a:76:03:04, MTU 1400)",
+        "move eth0 to the network namespace of pid 4242",
+    ]
+    found = [decode(ifinfmsg, message) for _, message in messages]
+    for number, (each, (_, raw)) in enumerate(zip(found, messages, strict=True), 1):
+        header = each["header"]
+        assert (header["sequence_number"], header["length"], header["pid"]) == (number, len(raw), 0)
+        assert (header["type"], header["flags"]) == (netlink.RTM_NEWLINK, REQUEST | ACK)
+        assert each["index"] == 0 and each.get_attr("IFLA_IFNAME") == "eth0"
+    down, change, move = found
+    assert (down["flags"], down["change"]) == (0, 1) and change["change"] == move["change"] == 0
+    assert change.get_attr("IFLA_ADDRESS") == "02:70:0a:76:03:04" and change.get_attr("IFLA_MTU") == 1400
+    assert move.get_attr("IFLA_NET_NS_PID") == 4242 and move.get_attr("IFLA_NEW_IFINDEX") == 2
+
+
 def test_bridge() -> None:
     request = netlink.new_bridge("pycontain0", b"\x02\x70\x0a\x76\x00\x01", 1400)
     found = decode(ifinfmsg, netlink.encode(request, 7))

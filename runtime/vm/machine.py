@@ -10,15 +10,15 @@ from __future__ import annotations
 import ast
 import os
 import time
-import zlib
-from fcntl import F_ADD_SEALS, F_SEAL_GROW, F_SEAL_SHRINK, fcntl
 
 from pycontain.runtime.channel import ChannelClosed
 from pycontain.runtime.errors import PycontainError, SpecError, Unsupported
 from pycontain.runtime.kernel.cgroup_v2 import CONTROLLERS, PlannedCgroup
 from pycontain.runtime.kernel.host import Host
 from pycontain.runtime.plan.plan import NAMESPACES, Plan, exec_plan, plan
-from pycontain.runtime.vm import accel, disk, guest, initramfs, port, qemu, settings
+from pycontain.runtime.vm import disk, port, qemu, settings
+from pycontain.runtime.vm import template as template_
+from pycontain.runtime.vm.parts import Base, Parts, uid_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 MIB = 1 << 20
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOATIME = 1, 2, 4, 1024
 BOOT_SECONDS = 30.0
-_LOG_BYTES = 65536
 _QEMU_MIB = 128  # what QEMU needs beside the guest's memory: its own, and 64 MiB of translated code
 _FILE_MAX = 1 << 20
 _CGROUPS = "/sys/fs/cgroup"
@@ -84,7 +83,7 @@ class Machine:
         self._cgroup = PlannedCgroup(_CGROUPS, cgroup_path)
         self._bundle, self._keyring, self._reap = bundle, keyring, reap
         self._files: dict[str, str] = {}  # what is copied into the guest: path here, path there
-        self._opened: list[int] = []
+        self._parts: Parts | None = None
         self._inside = self._guest_config(config)
         _size(self._settings, resources)
         self.plan = self._guest_plan({"last_cap": 40})  # what cannot be planned is refused before anything is made
@@ -164,91 +163,64 @@ class Machine:
     # ---- making it
 
     def host_plan(
-        self, container: Container, cgroup: Cgroup, joining: tuple[bool, int], console: int | None, listener: int | None
+        self,
+        container: Container,
+        cgroup: Cgroup,
+        joining: tuple[bool, int],
+        console: int | None,
+        listener: int | None,
     ) -> Plan:
         """The plan of the stand-in and of QEMU; the descriptors it names are this object's until ``close``."""
         if self._rootfs["kind"] != "image":
             raise Unsupported(
                 "$.root.path: sharing a directory with a machine as its root file system is not built yet"
             )
-        found = self._settings
-        kernel = kernel_of(found)
+        base = Base(self._settings)
         directory = container.directory
-        self._directory = directory
-        self.log = os.memfd_create("pycontain-machine", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-        os.ftruncate(self.log, _LOG_BYTES)
-        # A guest may talk without end; what it says is kept as far as it goes.
-        fcntl(self.log, F_ADD_SEALS, F_SEAL_GROW | F_SEAL_SHRINK)
-        self._opened.append(self.log)
-        ports = [port.listen(directory, f"p{i}.sock") for i in range(1, qemu.PORTS + 1)]
-        self._opened += ports
-        qmp = port.listen(directory, "qmp.sock")
+        disks, sizes = [(self._rootfs["path"], False)], []
+        if "disk" in self._rootfs:
+            disk.ensure(self._rootfs["disk"], self._settings.cache, uid_of(directory))
+            disks.append((self._rootfs["disk"], True))
+            sizes.append(disk.SIZE)
+        template = None
+        if self._settings.templates:
+            template = template_.ensure(base, network=self._lease is not None, disks=sizes)
         tap = (self._lease.tap(), self._lease.mac) if self._lease is not None else None
-        self._opened += [qmp, *([tap[0]] if tap else [])]
-        stand_in = port.connect(directory, port.STAND_IN).detach()
-        oom = os.open(f"{directory}/oom", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        self._opened += [stand_in, oom]
-        kind = found.machine if found.machine != "auto" else qemu.kind_of(kernel.image)
-        chosen = accel.choose(found)
-        machine = qemu.Machine(
-            hypervisor=hypervisor_path(found.hypervisor),
-            kernel=kernel.image,
-            initrd=initramfs.initramfs(kernel, found.cache),
-            kind=kind,
-            accel=chosen,
-            memory=found.memory,
-            cpus=found.cpus or 1,
-            disks=self._disks(),
-            ports=ports,
-            qmp=qmp,
-            log=self.log,
-            tap=tap,
-            parameters=found.parameters,
-            tsc_khz=tsc_khz(),
-        )
+        ram, state = (f"{template}/ram", f"{template}/state") if template else (None, None)
+        self._parts = parts = Parts(base, directory, disks, tap=tap, ram=ram, incoming=state)
         container.fields["machine"] = {
-            "kind": kind,
-            "accel": chosen,
-            "memory": found.memory,
-            "cpus": machine.cpus,
+            "kind": base.kind,
+            "accel": base.accel,
+            "memory": self._settings.memory,
+            "cpus": parts.machine.cpus,
             "ports": qemu.PORTS,
-            "kernel": kernel.image,
+            "kernel": base.kernel.image,
+            "template": template,
             "files": self._files,
         }
         into, joins = joining
-        return qemu.host_plan(
+        return parts.plan(
+            oom=f"{directory}/oom",
             into=into,
             joins=joins,
             device_program=cgroup.device_program(self.host_resources),
-            port=stand_in,
             listener=listener,
-            oom=oom,
-            uid=uid_of(directory),
             terminal=terminal_of(self._config["process"], console),
-            machine=machine,
-            directory=directory,
-            groups=kvm_group() if chosen == "kvm" else b"",
         )
-
-    def _disks(self) -> list[tuple[str, bool]]:
-        disks = [(self._rootfs["path"], False)]
-        if "disk" in self._rootfs:
-            disk.ensure(self._rootfs["disk"], self._settings.cache, uid_of(self._directory))
-            disks.append((self._rootfs["disk"], True))
-        return disks
 
     def close(self) -> None:
         """Close the descriptors that QEMU and the stand-in have by now."""
-        for fd in self._opened:
-            os.close(fd)
-        self._opened = []
+        if self._parts is not None:
+            self._parts.close()
 
     def boot(self, process: Process, container: Container, state: bytes) -> None:
         """From the stand-in to a container that is ready: QEMU, the guest's agent, the plan. Raises PycontainError."""
         try:
             process.go(state)
             process.takes(lambda: self.plan)
-            with port.Caller(self._directory) as caller:
+            if container.fields["machine"]["template"]:
+                self._wake(container)
+            with port.Caller(container.directory) as caller:
                 facts = self._set_up(caller)
                 container.fields["machine"].update(facts)
                 self.plan = self._guest_plan(facts)
@@ -264,9 +236,15 @@ class Machine:
                     caller.call(ops)
             process.go(state)
         except (port.GuestGone, ChannelClosed) as error:
-            said = os.pread(self.log, _LOG_BYTES, 0).rstrip(b"\0").decode("utf-8", "replace").strip().splitlines()
-            last = f": it said last {said[-1].strip()!r}" if said else ""
-            raise PycontainError(f"cannot boot the machine of {self.id}: {error.message}{last}") from None
+            said = self._parts.said() if self._parts is not None else ""
+            raise PycontainError(f"cannot boot the machine of {self.id}: {error.message}{said}") from None
+
+    def _wake(self, container: Container) -> None:
+        from pycontain.runtime.vm.qmp import Monitor
+
+        assert self._parts is not None
+        with Monitor(container.directory) as monitor:
+            monitor.migrate_from(qemu.incoming(self._parts.machine))
 
     def _set_up(self, caller: port.Caller) -> dict[str, Any]:
         """What the guest needs before the plan, in one call; the facts about it."""
@@ -294,42 +272,6 @@ class Machine:
             ops.append(("file", inside, mode, data))
         caller.call(ops)
         return {"last_cap": min(int(last_cap or b"0"), 63)}
-
-
-def kernel_of(found: settings.Settings) -> guest.Kernel:
-    """The kernel of the configuration, or the distribution's, fetched the first time."""
-    if found.kernel is None:
-        return guest.distribution(os.path.join(found.cache, "kernel"))
-    if not os.path.isfile(found.kernel):
-        raise PycontainError(f"cannot boot {found.kernel}: it is not a file", hint="pycontain vm doctor")
-    return guest.Kernel(found.kernel, "", "")
-
-
-def hypervisor_path(name: str) -> str:
-    import shutil
-
-    path = shutil.which(name)
-    if path is None:
-        raise PycontainError(f"cannot start a machine: {name} is not installed", hint="apt-get install qemu-system-x86")
-    return os.path.realpath(path)
-
-
-def uid_of(directory: str) -> int:
-    """A user of this machine's own: of no entry in passwd, the same for the same state directory."""
-    return 0x60000000 + (zlib.crc32(directory.encode()) & 0xFFFFFFF)
-
-
-def kvm_group() -> bytes:
-    return os.stat("/dev/kvm").st_gid.to_bytes(4, "little")
-
-
-def tsc_khz() -> int:
-    """The host's time-stamp counter, as far as it is known (proc_cpuinfo(5)); 0: the guest finds out."""
-    with open("/proc/cpuinfo") as file:
-        for line in file:
-            if line.startswith("cpu MHz"):
-                return int(float(line.partition(":")[2]) * 1000)
-    return 0
 
 
 def terminal_of(process: dict[str, Any], console: int | None) -> tuple[int, int, int] | None:

@@ -21,6 +21,7 @@ PORTS = 16
 _FDS = 100  # where QEMU finds its descriptors: the log is 0 to 2, then these
 _SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 _NEW = ("pid", "mount", "network", "ipc", "uts", "cgroup")
+_ROOT = "/sys"  # where QEMU's root is mounted, in its own namespace: a directory that holds nothing for it
 _LIBRARIES = ("/usr", "/lib", "/lib64", "/bin", "/etc/ld.so.cache")
 _NOSUID_NODEV = 2 | 4
 
@@ -29,7 +30,9 @@ class Machine:
     """One machine to be. Paths are the host's; ``tap`` is (descriptor, MAC) or None; ``memory`` in MiB.
 
     ``kind`` is ``microvm`` (virtio-mmio) or ``q35`` (virtio-pci); ``accel`` ``kvm`` or ``tcg``; ``disks`` are raw
-    images, (path, writable); ``ports``, ``qmp`` are listening sockets, ``log`` takes what the guest and QEMU say.
+    images, (path, writable); ``ram`` a file for the guest's memory, ``incoming`` the state of a template to go on from,
+    ``outgoing``: whether this is one to be, which writes into ``ram`` and has no ``tap`` behind its network card;
+    ``ports``, ``qmp`` are listening sockets, ``log`` takes what the guest and QEMU say.
     """
 
     def __init__(
@@ -49,6 +52,9 @@ class Machine:
         tap: tuple[int, str] | None,
         parameters: list[str],
         tsc_khz: int = 0,
+        ram: str | None = None,
+        incoming: int | None = None,
+        outgoing: bool = False,
     ) -> None:
         self.hypervisor = hypervisor
         self.kernel = kernel
@@ -64,10 +70,14 @@ class Machine:
         self.tap = tap
         self.parameters = parameters
         self.tsc_khz = tsc_khz
+        self.ram = ram
+        self.incoming = incoming
+        self.outgoing = outgoing
 
     def descriptors(self) -> list[int]:
         """What QEMU inherits, in the order of its numbers from 100 on."""
-        return [*self.ports, self.qmp, *([self.tap[0]] if self.tap else [])]
+        tap = [self.tap[0]] if self.tap and not self.outgoing else []
+        return [*self.ports, self.qmp, *tap, *([] if self.incoming is None else [self.incoming])]
 
 
 def kind_of(kernel: str) -> str:
@@ -87,7 +97,11 @@ def command(machine: Machine) -> list[str]:
         argv += ["-global", "virtio-mmio.force-legacy=false"]
     else:
         argv += ["-M", "q35,sata=off,smbus=off,usb=off,vmport=off,memory-backend=ram"]
-    argv += ["-object", f"memory-backend-memfd,id=ram,size={machine.memory}M,share=off"]
+    if machine.ram is None:
+        argv += ["-object", f"memory-backend-memfd,id=ram,size={machine.memory}M,share=off"]
+    else:
+        share = "on" if machine.outgoing else "off"
+        argv += ["-object", f"memory-backend-file,id=ram,size={machine.memory}M,mem-path=/vm/ram,share={share}"]
     if machine.accel == "kvm":
         argv += ["-accel", "kvm", "-cpu", "host"]
     else:
@@ -110,10 +124,17 @@ def command(machine: Machine) -> list[str]:
         argv += ["-device", f"virtio-blk-{bus},drive=d{i},serial=disk{i}"]
     if machine.tap:
         rom = ",romfile=" if bus == "pci" else ""
-        argv += ["-netdev", f"tap,id=net,fd={next(numbers)}"]
+        argv += ["-netdev", "hubport,hubid=0,id=net" if machine.outgoing else f"tap,id=net,fd={next(numbers)}"]
         argv += ["-device", f"virtio-net-{bus},netdev=net,mac={machine.tap[1]}{rom}"]
+    if machine.incoming is not None:
+        argv += ["-incoming", "defer"]  # what is in ``ram`` already is left out: a capability, set over the monitor
     argv += ["-object", "rng-builtin,id=rng", "-device", f"virtio-rng-{bus},rng=rng"]
     return argv
+
+
+def incoming(machine: Machine) -> str:
+    """Where the state of a template is read from, for the monitor's "migrate-incoming"."""
+    return f"fd:{_FDS + len(machine.descriptors()) - 1}"
 
 
 def kernel_parameters(machine: Machine) -> list[str]:
@@ -127,8 +148,8 @@ def kernel_parameters(machine: Machine) -> list[str]:
     return words + machine.parameters
 
 
-def machine_ops(plan: Plan, machine: Machine, *, directory: str, uid: int, groups: bytes) -> list[Op]:
-    """From the new process in new namespaces to QEMU's execve. ``directory`` is any directory of the host's."""
+def machine_ops(plan: Plan, machine: Machine, *, uid: int, groups: bytes) -> list[Op]:
+    """From the new process in new namespaces to QEMU's execve."""
     null = plan.file("/dev/null")
     log = plan.file(machine.log)
     given = [plan.file(fd) for fd in machine.descriptors()]
@@ -138,8 +159,8 @@ def machine_ops(plan: Plan, machine: Machine, *, directory: str, uid: int, group
         ("session",),
         ("propagation", "/", PROPAGATION["private"] | MS_REC),
         ("enter_root",),
-        ("mount", "tmpfs", directory, "tmpfs", _NOSUID_NODEV, "mode=0755,size=64k", 0),
-        ("root_bind", directory),
+        ("mount", "tmpfs", _ROOT, "tmpfs", _NOSUID_NODEV, "mode=0755,size=64k", 0),
+        ("root_bind", _ROOT),
     ]
     for path in [*_LIBRARIES, *([] if machine.hypervisor.startswith("/usr/") else [machine.hypervisor])]:
         if os.path.islink(path):
@@ -148,11 +169,14 @@ def machine_ops(plan: Plan, machine: Machine, *, directory: str, uid: int, group
             ops.append(("bind", path, path, 1))
     files = {"kernel": machine.kernel, "initrd": machine.initrd}
     files |= {f"disk{i}": path for i, (path, _) in enumerate(machine.disks)}
+    if machine.ram:
+        files["ram"] = machine.ram
     ops += [("bind", path, f"/vm/{name}", 0) for name, path in files.items()]
     devices = ["/dev/null", "/dev/urandom", *(["/dev/kvm"] if machine.accel == "kvm" else [])]
     ops += [("bind", path, path, 0) for path in devices]
     ops.append(("attr", "/", ATTR_RDONLY, 0, 0, 1))
-    ops += [("attr", f"/vm/disk{i}", 0, ATTR_RDONLY, 0, 0) for i, (_, writable) in enumerate(machine.disks) if writable]
+    written = [f"disk{i}" for i, (_, writable) in enumerate(machine.disks) if writable]
+    ops += [("attr", f"/vm/{name}", 0, ATTR_RDONLY, 0, 0) for name in [*written, *(["ram"] if machine.ram else [])]]
     ops.append(("pivot",))
     ops += [("bounding", 0), ("groups", groups), ("user", uid, uid), ("caps", 0, 0, 0), ("no_new_privs",)]
     return [*ops, ("die_with_parent",), ("exec", machine.hypervisor, command(machine), [], 0)]
@@ -169,7 +193,6 @@ def host_plan(
     oom: int | None,
     uid: int,
     machine: Machine | None = None,
-    directory: str = "/",
     groups: bytes = b"",
     hold: int | None = None,
 ) -> Plan:
@@ -193,5 +216,5 @@ def host_plan(
     flags = sum(NAMESPACES[kind] for kind in _NEW) if machine is not None else 0
     p.ops.append(("stand_in", *slots, flags, uid, int(terminal is not None)))
     if machine is not None:
-        p.ops += machine_ops(p, machine, directory=directory, uid=uid, groups=groups)
+        p.ops += machine_ops(p, machine, uid=uid, groups=groups)
     return p

@@ -23,7 +23,8 @@ class Settings:
     """``hypervisor`` and ``kernel`` (None: the distribution's) are paths or a name in PATH; ``parameters`` are
     added to the kernel's command line; ``machine`` is ``auto|microvm|q35``, ``accel`` ``auto|kvm|tcg``; ``memory`` is
     what a guest has where no limit says more, ``overhead`` what it has beside the container, both in MiB; ``cpus``
-    None: as many as the container may use; ``cache`` is the directory of kernels and initramfs.
+    None: as many as the container may use; ``templates``: whether machines are cloned from one that was booted before,
+    of the same trust ``domain``; ``cache`` is the directory of kernels and initramfs.
     """
 
     def __init__(self) -> None:
@@ -35,6 +36,8 @@ class Settings:
         self.memory = 512
         self.overhead = 64
         self.cpus: int | None = None
+        self.templates = True
+        self.domain = ""
         self.cache = "/var/lib/pycontain/vm"
 
 
@@ -76,11 +79,11 @@ def _set(settings: Settings, key: str, value: Any, path: str) -> None:
         raise PycontainError(f"{path}: found {key!r}, wanted one of {', '.join(sorted(known))}")
     default = known[key]
     kind = type(default) if default is not None else int if key == "cpus" else str
-    good = isinstance(value, kind) and not isinstance(value, bool)
+    good = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
     if kind is list:
         good = good and all(isinstance(item, str) for item in value)
     if not good:
-        words = {int: "a number", str: "a string", list: "a list of strings"}
+        words = {bool: "true or false", int: "a number", str: "a string", list: "a list of strings"}
         raise PycontainError(f"{path}: {key}: found {value!r}, wanted {words[kind]}")
     if key in _CHOICES and value not in _CHOICES[key]:
         raise PycontainError(f"{path}: {key}: found {value!r}, wanted one of {', '.join(_CHOICES[key])}")

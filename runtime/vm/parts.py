@@ -1,0 +1,142 @@
+"""What a machine is started with: its sockets in a directory, its log, its command line; the host's side of it."""
+
+from __future__ import annotations
+
+import os
+import zlib
+from fcntl import F_ADD_SEALS, F_SEAL_GROW, F_SEAL_SHRINK, fcntl
+
+from pycontain.runtime.errors import NotFound, PycontainError
+from pycontain.runtime.vm import accel, guest, initramfs, port, qemu
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from pycontain.runtime.plan.plan import Plan
+    from pycontain.runtime.vm.settings import Settings
+
+_LOG_BYTES = 65536
+
+
+class Base:
+    """What machines of the same ``settings`` have in common, looked up once: programs, kernel, kind, acceleration."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.kernel = kernel_of(settings)
+        self.hypervisor = hypervisor_path(settings.hypervisor)
+        self.initrd = initramfs.initramfs(self.kernel, settings.cache)
+        self.kind = settings.machine if settings.machine != "auto" else qemu.kind_of(self.kernel.image)
+        self.accel = accel.choose(settings)
+
+
+class Parts:
+    """One machine's, in its state directory; the descriptors are this object's until ``close``."""
+
+    def __init__(
+        self,
+        base: Base,
+        directory: str,
+        disks: list[tuple[str, bool]],
+        *,
+        tap: tuple[int, str] | None = None,
+        ram: str | None = None,
+        incoming: str | None = None,
+        outgoing: bool = False,
+    ) -> None:
+        self.base = base
+        self.directory = directory
+        self._opened: list[int] = [tap[0]] if tap else []
+        try:
+            self.log = self._keep(os.memfd_create("pycontain-machine", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING))
+            os.ftruncate(self.log, _LOG_BYTES)
+            # A guest may talk without end; what it says is kept as far as it goes.
+            fcntl(self.log, F_ADD_SEALS, F_SEAL_GROW | F_SEAL_SHRINK)
+            ports = [self._keep(port.listen(directory, f"p{i}.sock")) for i in range(1, qemu.PORTS + 1)]
+            self.machine = qemu.Machine(
+                hypervisor=base.hypervisor,
+                kernel=base.kernel.image,
+                initrd=base.initrd,
+                kind=base.kind,
+                accel=base.accel,
+                memory=base.settings.memory,
+                cpus=base.settings.cpus or 1,
+                disks=disks,
+                ports=ports,
+                qmp=self._keep(port.listen(directory, "qmp.sock")),
+                log=self.log,
+                tap=tap,
+                parameters=base.settings.parameters,
+                tsc_khz=tsc_khz(),
+                ram=ram,
+                incoming=None if incoming is None else self._keep(os.open(incoming, os.O_RDONLY | os.O_CLOEXEC)),
+                outgoing=outgoing,
+            )
+            self._stand_in = self._keep(port.connect(directory, port.STAND_IN).detach())
+        except BaseException:
+            self.close()
+            raise
+
+    def _keep(self, fd: int) -> int:
+        self._opened.append(fd)
+        return fd
+
+    def plan(self, *, oom: str | None = None, **more: Any) -> Plan:
+        """The host's plan: the stand-in, and QEMU below it."""
+        groups = os.stat("/dev/kvm").st_gid.to_bytes(4, "little") if self.base.accel == "kvm" else b""
+        written = None
+        if oom is not None:
+            written = self._keep(os.open(oom, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        return qemu.host_plan(
+            port=self._stand_in,
+            oom=written,
+            uid=uid_of(self.directory),
+            machine=self.machine,
+            groups=groups,
+            **more,
+        )
+
+    def said(self) -> str:
+        """What QEMU or the guest said last, for the words of a failure; ``""`` for nothing."""
+        text = os.pread(self.log, _LOG_BYTES, 0).rstrip(b"\0").decode("utf-8", "replace").strip()
+        return f": it said last {text.splitlines()[-1].strip()!r}" if text else ""
+
+    def close(self) -> None:
+        """Close the descriptors that QEMU and the stand-in have by now."""
+        for fd in self._opened:
+            os.close(fd)
+        self._opened = []
+
+
+def kernel_of(settings: Settings) -> guest.Kernel:
+    """The kernel of the configuration, or the distribution's, fetched the first time."""
+    if settings.kernel is None:
+        return guest.distribution(os.path.join(settings.cache, "kernel"))
+    if not os.path.isfile(settings.kernel):
+        raise PycontainError(f"cannot boot {settings.kernel}: it is not a file", hint="pycontain vm doctor")
+    return guest.Kernel(settings.kernel, "", "")
+
+
+def hypervisor_path(name: str) -> str:
+    """Where QEMU is, without links. Raises NotFound."""
+    import shutil
+
+    path = shutil.which(name)
+    if path is None:
+        raise NotFound(f"cannot start a machine: {name} is not installed", hint="apt-get install qemu-system-x86")
+    return os.path.realpath(path)
+
+
+def uid_of(directory: str) -> int:
+    """A user of this machine's own: of no entry in passwd, the same for the same state directory."""
+    return 0x60000000 + (zlib.crc32(directory.encode()) & 0xFFFFFFF)
+
+
+def tsc_khz() -> int:
+    """The host's time-stamp counter, as far as it is known (proc_cpuinfo(5)); 0: the guest finds out."""
+    with open("/proc/cpuinfo") as file:
+        for line in file:
+            if line.startswith("cpu MHz"):
+                return int(float(line.partition(":")[2]) * 1000)
+    return 0

@@ -1,0 +1,104 @@
+"""Templates: a machine that was booted once, up to its agent's first answer, and from which others are cloned.
+
+``<cache>/templates/<key>/``: ``ram``, the guest's memory, which every clone maps privately (copy on write), and
+``state``, that of its devices. What a clone has of its own (random numbers, clock, MAC address) it gets with its first
+call, as every machine does. The pages that clones have in common are a side channel between them, so a template is for
+one trust domain, and ``templates = false`` in the operator's file boots every machine for itself.
+
+The key is of everything that matters: for another kernel, initramfs, QEMU, processor or amount of memory there is
+another template.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from fcntl import LOCK_EX, flock
+
+from pycontain.runtime import namespaces
+from pycontain.runtime.channel import ChannelClosed
+from pycontain.runtime.errors import PycontainError
+from pycontain.runtime.vm import port, qemu
+from pycontain.runtime.vm.parts import Base, Parts, uid_of
+
+MIB = 1 << 20
+BOOT_SECONDS = 30.0
+_IMAGE_MIB = 64 << 10  # sparse: the guest keeps the size that the template's first disk had
+
+
+def ensure(base: Base, *, network: bool, disks: list[int]) -> str:
+    """The directory of the template, made the first time. ``disks``: the sizes in MiB of those that are written.
+
+    Raises PycontainError where it cannot be made.
+    """
+    root = os.path.join(base.settings.cache, "templates")
+    done = os.path.join(root, key(base, network=network, disks=disks))
+    if os.path.exists(done):
+        return done
+    os.makedirs(root, 0o700, exist_ok=True)
+    lock = os.open(f"{done}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        flock(lock, LOCK_EX)
+        if not os.path.exists(done):
+            _make(base, done, network=network, disks=disks)
+    finally:
+        os.close(lock)
+    return done
+
+
+def key(base: Base, *, network: bool, disks: list[int]) -> str:
+    """Names the template that a machine of these settings is a clone of."""
+    parts: list[object] = [base.kind, base.accel, base.settings.memory, base.settings.cpus, base.settings.parameters]
+    parts += [base.settings.domain, network, disks, qemu.PORTS, os.path.basename(base.initrd), _processor()]
+    for path in (base.hypervisor, base.kernel.image):
+        found = os.stat(path)
+        parts.append((path, found.st_mtime_ns, found.st_size, found.st_ino))
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:24]
+
+
+def _processor() -> str:
+    with open("/proc/cpuinfo") as file:
+        return next((line for line in file if line.startswith("model name")), "")
+
+
+def _make(base: Base, done: str, *, network: bool, disks: list[int]) -> None:
+    work = f"{done}.part"
+    shutil.rmtree(work, ignore_errors=True)  # of a builder that was killed: we have the lock
+    os.mkdir(work, 0o700)
+    ram, state = f"{work}/ram", f"{work}/state"
+    uid = uid_of(work)
+    sizes = [(f"{work}/disk{i}", mib) for i, mib in enumerate([_IMAGE_MIB, *disks])]
+    for path, mib in [(ram, base.settings.memory), *sizes]:
+        with open(path, "xb") as file:
+            file.truncate(mib * MIB)
+            os.fchown(file.fileno(), uid, uid)
+    images = [(path, i > 0) for i, (path, _) in enumerate(sizes)]
+    parts = Parts(base, work, images, ram=ram, outgoing=True, tap=(-1, "02:70:00:00:00:01") if network else None)
+    process = None
+    try:
+        p = parts.plan(into=False, joins=0, device_program=None, terminal=None, listener=None)
+        process = namespaces.launch(p)
+        process.unshared()
+        process.go(b"")
+        with port.Caller(work) as caller:
+            caller.call([("enter_root",)], seconds=BOOT_SECONDS)
+        from pycontain.runtime.vm.qmp import Monitor
+
+        with Monitor(work) as monitor, open(state, "xb") as file:
+            monitor.migrate_to(file.fileno())
+    except (port.GuestGone, ChannelClosed) as error:
+        raise PycontainError(f"cannot make a template: {error.message}{parts.said()}") from None
+    finally:
+        parts.close()
+        if process is not None:
+            process.close()
+            if process.pid:
+                os.kill(process.pid, 9)  # our child, not yet waited for
+                os.waitpid(process.pid, 0)
+    for name in os.listdir(work):
+        if name not in ("ram", "state"):
+            os.unlink(f"{work}/{name}")
+    # QEMU before 8.2 opens the file for writing even where it maps it privately; nobody else reaches this directory.
+    os.chmod(ram, 0o666)  # noqa: S103
+    os.rename(work, done)

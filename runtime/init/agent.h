@@ -15,7 +15,8 @@
 #include "relay.h"
 
 #define MAX_PORTS 64
-#define DRAIN_MS 500 /* how long a survivor may keep the output open after the process's end */
+#define DRAIN_MS 500 /* how long a survivor may keep the output open after the process's end, */
+#define DRAIN_BYTES (1u << 20) /* and how much of it may come after that: more than a pipe holds */
 
 static int obey(unsigned base, unsigned count);
 
@@ -27,14 +28,7 @@ static struct {
 	int stage0_status, status;
 	long long drain_until;
 } session;
-
-static long long now_ms(void)
-{
-	struct timespec t;
-
-	clock_gettime(CLOCK_MONOTONIC, &t);
-	return t.tv_sec * 1000LL + t.tv_nsec / 1000000;
-}
+static struct winsize screen; /* of the next terminal too: the host says it as soon as it is connected */
 
 static void session_fails(int error, const char *what, const char *object)
 {
@@ -55,6 +49,9 @@ static void session_ends(int status)
 	session.drain_until = now_ms() + DRAIN_MS;
 	streams[0].closing = true;
 	streams[0].window = 0; /* the host hears of the end, and needs not hear of this */
+	streams[1].tty = false;
+	for (int i = 1; i < 3; i++)
+		streams[i].asleep = streams[i].moved = 0;
 }
 
 static _Noreturn void session_child(int *fds, unsigned count, int in, int out, int err)
@@ -105,6 +102,7 @@ static bool session_begins(const char *payload, uint32_t n)
 		fchmod(err[1], 0666);
 		fcntl(in[1], F_SETFL, O_NONBLOCK);
 		streams[0].to = in[1];
+		streams[0].most = WINDOW;
 		streams[1].from = out[0];
 		streams[2].from = err[0];
 	}
@@ -137,6 +135,7 @@ static bool plan_part(const char *payload, uint32_t n)
 /* A connection may hold several calls; and who connected to the port before may be gone without our having seen it. */
 static void session_reset(void)
 {
+	r.out_at = r.out_end = 0; /* it was for that one */
 	if (session.process && !session.ended)
 		kill(session.process, SIGKILL);
 	if (session.stage0 > 0)
@@ -155,6 +154,12 @@ static void session_reset(void)
 	streams_begin();
 	streams[0].sink = true;
 	streams[0].to = LATER;
+}
+
+static void resize(void)
+{
+	if (session.master >= 0 && screen.ws_row && screen.ws_col)
+		ioctl(session.master, TIOCSWINSZ, &screen);
 }
 
 static bool from_host(uint32_t type, const char *payload, uint32_t n)
@@ -185,8 +190,8 @@ static bool from_host(uint32_t type, const char *payload, uint32_t n)
 			kill(session.process, word[0]);
 		return true;
 	case MSG_resize:
-		if (session.master >= 0)
-			ioctl(session.master, TIOCSWINSZ, &(struct winsize){ .ws_row = word[0], .ws_col = word[1] });
+		screen = (struct winsize){ .ws_row = word[0], .ws_col = word[1] };
+		resize();
 		return true;
 	}
 	return nonsense("a message of no known type");
@@ -210,6 +215,8 @@ static void local_message(void)
 	uint32_t head[2];
 	char *payload = r.out + r.out_end + 8;
 
+	if (r.out_end > 4 * READ_MAX)
+		return; /* next time */
 	if (local_bytes(head, 8) && head[1] <= MESSAGE_MAX_BYTES && local_bytes(payload, head[1])) {
 		memcpy(r.out + r.out_end, head, 8);
 		r.out_end += 8 + head[1];
@@ -231,11 +238,18 @@ static void console_arrives(void)
 	struct iovec v = { text, sizeof text };
 	struct msghdr m = { .msg_iov = &v, .msg_iovlen = 1, .msg_control = control, .msg_controllen = sizeof control };
 
-	if (recvmsg(r.other, &m, MSG_CMSG_CLOEXEC) > 0 && CMSG_FIRSTHDR(&m)) {
+	ssize_t got = recvmsg(r.other, &m, MSG_CMSG_CLOEXEC | MSG_DONTWAIT);
+
+	if (got < 0 && errno == EAGAIN)
+		return;
+	if (got > 0 && CMSG_FIRSTHDR(&m)) {
 		memcpy(&session.master, CMSG_DATA(CMSG_FIRSTHDR(&m)), sizeof session.master);
 		fcntl(session.master, F_SETFL, O_NONBLOCK);
 		streams[0].to = fcntl(session.master, F_DUPFD_CLOEXEC, 3);
+		streams[0].most = WINDOW;
 		streams[1].from = fcntl(session.master, F_DUPFD_CLOEXEC, 3);
+		streams[1].tty = !session.ended;
+		resize();
 	}
 	shut(&r.other);
 }
@@ -277,8 +291,11 @@ static void session_collects(void)
 	if (!session.ended || session.finished || r.local >= 0)
 		return;
 	for (int i = 1, waiting = 0; i < 3; i++)
-		if (streams[i].from >= 0 && (ioctl(streams[i].from, FIONREAD, &waiting) < 0 || waiting || now_ms() < session.drain_until))
+		if (streams[i].from >= 0 && streams[i].moved < DRAIN_BYTES &&
+		    (ioctl(streams[i].from, FIONREAD, &waiting) < 0 || waiting || now_ms() < session.drain_until))
 			return;
+	if (session.cgroup >= 0)
+		sync(); /* the machine may be gone with its first process */
 	put_pair(MSG_exited, session.status, oom_kills());
 	session.finished = true;
 }
@@ -288,6 +305,7 @@ static _Noreturn void serve(int port)
 	struct pollfd p[POLLED];
 	sigset_t child;
 
+	signal(SIGPIPE, SIG_IGN); /* a program may close its stdin, init may be gone: neither is our end */
 	sigemptyset(&child);
 	sigaddset(&child, SIGCHLD);
 	prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0);
@@ -316,7 +334,7 @@ static _Noreturn void serve(int port)
 	if (r.nonsense)
 		dprintf(2, "agent: the host sent %s\n", r.nonsense);
 	session_reset();
-	_exit(0);
+	_exit(r.nonsense ? 1 : 0);
 }
 
 static _Noreturn void agent_dies(const char *what, const char *object)
@@ -385,6 +403,7 @@ static _Noreturn void agent(void)
 {
 	int ports[MAX_PORTS], epoll = epoll_create1(EPOLL_CLOEXEC);
 	pid_t sessions[MAX_PORTS] = { 0 };
+	bool drained[MAX_PORTS];
 	const char *wanted = getenv("ports");
 	int count = wanted ? atoi(wanted) : 1;
 	sigset_t child;
@@ -403,7 +422,9 @@ static _Noreturn void agent(void)
 	epoll_ctl(epoll, EPOLL_CTL_ADD, signals, &(struct epoll_event){ EPOLLIN, { .u32 = MAX_PORTS } });
 	if (count > MAX_PORTS)
 		count = MAX_PORTS;
-	/* Edge-triggered: a port to which nobody is connected hangs up all the time. */
+	memset(drained, true, sizeof drained);
+	/* Edge-triggered: a port to which nobody is connected hangs up all the time. It can be read all the time too, for
+	 * the end of file: after a session that has read up to there, only bytes start another. */
 	for (int i = 0; i < count; i++) {
 		ports[i] = open_port(i);
 		epoll_ctl(epoll, EPOLL_CTL_ADD, ports[i], &(struct epoll_event){ EPOLLIN | EPOLLET, { .u32 = i } });
@@ -416,20 +437,27 @@ static _Noreturn void agent(void)
 			continue;
 		if (event.data.u32 < (unsigned)count) {
 			int i = event.data.u32;
-			if (!(event.events & EPOLLIN) || sessions[i])
+			bool over = event.events & EPOLLHUP && drained[i];
+			drained[i] = false;
+			if (!(event.events & EPOLLIN) || over || sessions[i])
 				continue;
-			sessions[i] = fork();
-			if (sessions[i] == 0)
+			pid_t pid = fork();
+			if (pid == 0)
 				serve(ports[i]);
+			if (pid < 0)
+				continue; /* the host asks again, or gives up */
+			sessions[i] = pid;
 			epoll_ctl(epoll, EPOLL_CTL_DEL, ports[i], NULL);
 			continue;
 		}
 		while (read(signals, &info, sizeof info) == sizeof info)
 			;
-		for (pid_t pid; (pid = waitpid(-1, NULL, WNOHANG)) > 0;)
+		int status;
+		for (pid_t pid; (pid = waitpid(-1, &status, WNOHANG)) > 0;)
 			for (int i = 0; i < count; i++)
 				if (sessions[i] == pid) {
 					sessions[i] = 0;
+					drained[i] = status == 0;
 					epoll_ctl(epoll, EPOLL_CTL_ADD, ports[i], &(struct epoll_event){ EPOLLIN | EPOLLET, { .u32 = i } });
 				}
 	}

@@ -6,7 +6,8 @@
  * stream but that stream.
  *
  * Trust: the peer of the host's end is a hostile guest. Every length is checked, every byte counted; nonsense ends
- * the conversation. Not one descriptor is non-blocking but the port: the others may be shared with strangers.
+ * the conversation. O_NONBLOCK belongs to the open file description, which may be shared with strangers: it is set
+ * only where the description is our own.
  */
 #pragma once
 #include <errno.h>
@@ -16,6 +17,7 @@
 #include <stdint.h>
 #include <string.h>
 #include <sys/signalfd.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "plan.h"
@@ -24,6 +26,7 @@
 #define PIECE 4096 /* pipe(7): what poll says can be written, up to PIPE_BUF, does not block */
 #define READ_MAX 32768
 #define LATER (-2)
+#define HANGUP_MS 200 /* how often a terminal that no process has open is looked at again */
 
 enum { PORT, LOCAL, SIGNALS, OTHER, FROM, TO = FROM + 3, POLLED = TO + 3 };
 
@@ -31,6 +34,10 @@ static struct stream {
 	int from, to;      /* we send what comes from the one, write to the other what we get; -1: none, or no more;
 			    * LATER: it is not there yet */
 	bool sink, closing;
+	bool tty;          /* "from" is a pty's master, and may be opened again after it has hung up */
+	long long asleep;  /* until when it is left alone */
+	uint32_t most;     /* what one write may have: more than PIECE only where it does not block */
+	uint64_t moved;    /* bytes read from "from" */
 	uint32_t window;   /* bytes that the peer has granted us */
 	uint32_t owed;     /* bytes written to "to", to be granted again */
 	uint32_t start, end;
@@ -49,8 +56,21 @@ static struct {
 static bool (*message_taken)(uint32_t type, const char *payload, uint32_t n);
 static void (*collect)(void);
 
+static long long now_ms(void)
+{
+	struct timespec t;
+
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return t.tv_sec * 1000LL + t.tv_nsec / 1000000;
+}
+
 static void put(uint32_t type, const void *payload, uint32_t n)
 {
+	if (n > sizeof r.out - 8 - r.out_end) { /* who asks without end and reads no answer */
+		r.nonsense = "more than it takes answers for";
+		r.gone = true;
+		return;
+	}
 	memcpy(r.out + r.out_end, &type, 4);
 	memcpy(r.out + r.out_end + 4, &n, 4);
 	memcpy(r.out + r.out_end + 8, payload, n);
@@ -69,9 +89,10 @@ static void streams_begin(void)
 	for (int i = 0; i < 3; i++) {
 		struct stream *s = &streams[i];
 		s->from = s->to = -1;
-		s->sink = s->closing = false;
+		s->sink = s->closing = s->tty = false;
+		s->most = PIECE;
 		s->window = WINDOW;
-		s->owed = s->start = s->end = 0;
+		s->asleep = s->moved = s->owed = s->start = s->end = 0;
 	}
 }
 
@@ -183,6 +204,10 @@ static void stream_read(struct stream *s)
 
 	if (got < 0 && (errno == EINTR || errno == EAGAIN))
 		return;
+	if (got < 0 && s->tty) { /* EIO: no process has the other side open; somebody may open it again */
+		s->asleep = now_ms() + HANGUP_MS;
+		return;
+	}
 	if (got <= 0) {
 		shut(&s->from);
 		put(MSG_close, &number, 4);
@@ -193,12 +218,13 @@ static void stream_read(struct stream *s)
 	memcpy(at + 8, &number, 4);
 	r.out_end += 12 + got;
 	s->window -= got;
+	s->moved += got;
 }
 
 static void stream_write(struct stream *s)
 {
 	uint32_t n = s->end - s->start;
-	ssize_t put_ = write(s->to, s->buffer + s->start, n < PIECE ? n : PIECE);
+	ssize_t put_ = write(s->to, s->buffer + s->start, n < s->most ? n : s->most);
 
 	if (put_ < 0 && (errno == EINTR || errno == EAGAIN))
 		return;
@@ -253,7 +279,11 @@ static void relay_turn(struct pollfd p[POLLED], int timeout)
 	p[OTHER] = (struct pollfd){ idle ? r.other : -1, POLLIN, 0 };
 	for (int i = 0; i < 3; i++) {
 		struct stream *s = &streams[i];
-		p[FROM + i] = (struct pollfd){ idle && s->window && !s->sink ? s->from : -1, POLLIN, 0 };
+		if (s->asleep && s->asleep <= now_ms())
+			s->asleep = 0;
+		if (s->asleep && (timeout < 0 || timeout > HANGUP_MS))
+			timeout = HANGUP_MS;
+		p[FROM + i] = (struct pollfd){ idle && s->window && !s->sink && !s->asleep ? s->from : -1, POLLIN, 0 };
 		p[TO + i] = (struct pollfd){ s->start < s->end ? s->to : -1, POLLOUT, 0 };
 	}
 	if (poll(p, POLLED, timeout) < 0) {
@@ -266,7 +296,7 @@ static void relay_turn(struct pollfd p[POLLED], int timeout)
 		if (sent > 0)
 			r.out_at += sent;
 		else if (sent < 0 && errno != EAGAIN && errno != EINTR)
-			r.gone = true;
+			r.out_at = r.out_end; /* the peer hears nothing any more; what it said before is still to be read */
 	}
 	for (int i = 0; i < 3; i++) {
 		struct stream *s = &streams[i];

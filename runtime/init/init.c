@@ -88,6 +88,7 @@ int umount2(const char *, int);
 static int channel = -1;      /* the dialogue with Python */
 static int procfs = -1;       /* our own procfs, attached nowhere */
 static uint32_t op_index;     /* what "failed" reports */
+static uint64_t skip;         /* operations that are another process's */
 static char state[65536];     /* the container's state, for the hooks: payload of go and start */
 static uint32_t state_bytes;
 
@@ -776,6 +777,16 @@ static void op_exec(struct cursor *a)
 	fail(error, "not found in $PATH");
 }
 
+/* A helper beside the program: the next operations, with an exec at their end, are a child's. */
+static void op_branch(struct cursor *a)
+{
+	uint64_t count = u_(a);
+	struct clone_args args = { .flags = u_(a), .exit_signal = SIGCHLD };
+
+	if (TRY(syscall(SYS_clone3, &args, sizeof args)) != 0)
+		skip = count;
+}
+
 static void op_clock(struct cursor *a)
 {
 	struct timespec now = { 0 };
@@ -902,6 +913,7 @@ static void carry_out(uint32_t code, struct cursor *a)
 	case OP_clock: op_clock(a); break;
 	case OP_reseed: op_reseed(a); break;
 	case OP_sync_disks: sync(); break;
+	case OP_branch: op_branch(a); break;
 	case OP_file: op_file(a); break;
 	}
 }
@@ -935,7 +947,10 @@ static int obey(unsigned base, unsigned count)
 	for (op_index = 0; op_index < total; op_index++) {
 		if (!next_op(&ops, &code, &args))
 			fail(EBADMSG, "plan");
-		carry_out(code, &args);
+		if (skip)
+			skip--;
+		else
+			carry_out(code, &args);
 	}
 	return 0;
 }

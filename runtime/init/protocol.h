@@ -66,7 +66,8 @@
 	OP(52, clock, "uu")             \
 	OP(53, reseed, "b")             \
 	OP(54, sync_disks, "")          \
-	OP(55, file, "sub")
+	OP(55, file, "sub")             \
+	OP(56, branch, "uu")
 
 /* The channel: u32 type, u32 bytes, payload. */
 #define MESSAGES(MSG)                                                    \

@@ -73,6 +73,7 @@ WORDS = {
     "clock": "set the clock to {0} s",
     "reseed": "add {0} bytes to the random pool",
     "sync_disks": "write what is cached to the disks",
+    "branch": "let another process, in new namespaces ({kinds[1]}), carry out the next {0} operations",
     "file": "make file {0} (mode {1:04o}, {2} bytes)",
 }
 

@@ -77,6 +77,7 @@ TABLE = {
     "reseed": (53, "b"),
     "sync_disks": (54, ""),
     "file": (55, "sub"),
+    "branch": (56, "uu"),
 }
 
 

@@ -84,6 +84,8 @@ class Machine:
         self._bundle, self._keyring, self._reap = bundle, keyring, reap
         self._files: dict[str, str] = {}  # what is copied into the guest: path here, path there
         self._parts: Parts | None = None
+        self._shares: list[tuple[str, bool]] = []
+        self._root = self._share(rootfs["path"], False) if rootfs["kind"] == "directory" else ""
         self._inside = self._guest_config(config)
         _size(self._settings, resources)
         self.plan = self._guest_plan({"last_cap": 40})  # what cannot be planned is refused before anything is made
@@ -119,22 +121,30 @@ class Machine:
             return mount
         source = mount.get("source") or ""
         source = source if source.startswith("/") else f"{self._bundle}/{source}"
-        if not os.path.isfile(source):
-            raise Unsupported(
-                f"$.mounts[{i}]: {source} is not a file: sharing directories with a machine is not built yet",
-            )
+        if not os.path.exists(source):
+            raise SpecError(f"$.mounts[{i}].source", f"found {source!r}, which does not exist")
+        if os.path.dirname(source) != self._bundle or not os.path.isfile(source):
+            return {**mount, "source": self._share(source, "ro" in options)}
+        # A file of the bundle's own is copied, and needs no helper.
         inside = f"{_OWN}/files/{len(self._files)}"
         self._files[source] = inside
         return {**mount, "source": inside}
 
+    def _share(self, path: str, readonly: bool) -> str:
+        """Share a path of the host with the guest; the path there."""
+        self._shares.append((path, readonly))
+        return f"{_OWN}/shares/{len(self._shares) - 1}"
+
     def _guest_plan(self, facts: dict[str, Any]) -> Plan:
-        rootfs = {
+        rootfs: dict[str, Any] = {"kind": "directory", "path": self._root}
+        image = {
             "kind": "overlay",
             "target": f"{_OWN}/merged",
             "lower": ["/images/0"],
             "upper": f"{_OWN}/disk/upper",
             "work": f"{_OWN}/disk/work",
         }
+        rootfs = rootfs if self._root else image
         unified = {"mount": _CGROUPS, "controllers": list(CONTROLLERS), "name": "", "unified": True}
         host = Host.from_dict({"cgroups": [unified], "cgroup": "v2", **facts})
         program = self._cgroup.device_program(self._resources)
@@ -171,23 +181,19 @@ class Machine:
         listener: int | None,
     ) -> Plan:
         """The plan of the stand-in and of QEMU; the descriptors it names are this object's until ``close``."""
-        if self._rootfs["kind"] != "image":
-            raise Unsupported(
-                "$.root.path: sharing a directory with a machine as its root file system is not built yet"
-            )
         base = Base(self._settings)
         directory = container.directory
-        disks, sizes = [(self._rootfs["path"], False)], []
+        disks, sizes = [(self._rootfs["path"], False)] if self._rootfs["kind"] == "image" else [], []
         if "disk" in self._rootfs:
             disk.ensure(self._rootfs["disk"], self._settings.cache, uid_of(directory))
             disks.append((self._rootfs["disk"], True))
             sizes.append(disk.SIZE)
         template = None
-        if self._settings.templates:
+        if self._settings.templates and not self._shares:  # with a helper at its side a machine cannot be cloned
             template = template_.ensure(base, network=self._lease is not None, disks=sizes)
         tap = (self._lease.tap(), self._lease.mac) if self._lease is not None else None
         ram, state = (f"{template}/ram", f"{template}/state") if template else (None, None)
-        self._parts = parts = Parts(base, directory, disks, tap=tap, ram=ram, incoming=state)
+        self._parts = parts = Parts(base, directory, disks, tap=tap, ram=ram, incoming=state, shares=self._shares)
         container.fields["machine"] = {
             "kind": base.kind,
             "accel": base.accel,
@@ -217,6 +223,8 @@ class Machine:
         """From the stand-in to a container that is ready: QEMU, the guest's agent, the plan. Raises PycontainError."""
         try:
             process.go(state)
+            assert self._parts is not None
+            self._parts.handed_over()
             process.takes(lambda: self.plan)
             if container.fields["machine"]["template"]:
                 self._wake(container)
@@ -261,9 +269,12 @@ class Machine:
             ("clock", now // 10**9, now % 10**9),
             ("enter_root",),
             *self._cgroup.operations(self._inside["linux"]["resources"], names),
-            ("mount", disks[0], "/images/0", "erofs", MS_RDONLY | MS_NOSUID | MS_NODEV, "", 0),
             ("mount", "tmpfs", _OWN, "tmpfs", 0, "mode=0700", 0),
         ]
+        if self._rootfs["kind"] == "image":
+            ops.append(("mount", disks[0], "/images/0", "erofs", MS_RDONLY | MS_NOSUID | MS_NODEV, "", 0))
+        if self._shares:
+            ops.append(("mount", "shares", f"{_OWN}/shares", "virtiofs", 0, "", 0))
         if "disk" in self._rootfs:
             ops.append(("mount", disks[1], f"{_OWN}/disk", "ext4", MS_NOATIME, "", 0))
         ops += [("mkdir", f"{_OWN}/{name}", 0o755, 0, 0) for name in ("disk/upper", "disk/work", "merged", "files")]
@@ -371,7 +382,7 @@ class Exec:
         number, held = port.free(container.directory, machine["ports"])
         self._opened = [held]
         try:
-            self._opened.append(port.connect(container.directory, number).detach())
+            self._opened.append(port.connect(container.directory, f"p{number}").detach())
         except BaseException:
             self.close()
             raise

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from pycontain.runtime.vm.settings import Settings
 
 _LOG_BYTES = 65536
+_VIRTIOFSD = ("/usr/libexec/virtiofsd", "/usr/lib/qemu/virtiofsd")
 
 
 class Base:
@@ -44,6 +45,7 @@ class Parts:
         ram: str | None = None,
         incoming: str | None = None,
         outgoing: bool = False,
+        shares: list[tuple[str, bool]] | None = None,
     ) -> None:
         self.base = base
         self.directory = directory
@@ -72,11 +74,22 @@ class Parts:
                 ram=ram,
                 incoming=None if incoming is None else self._keep(os.open(incoming, os.O_RDONLY | os.O_CLOEXEC)),
                 outgoing=outgoing,
+                shares=self._shares(shares) if shares else None,
             )
-            self._stand_in = self._keep(port.connect(directory, port.STAND_IN).detach())
+            self._stand_in = self._keep(port.connect(directory, f"p{port.STAND_IN}").detach())
         except BaseException:
             self.close()
             raise
+
+    def _shares(self, sources: list[tuple[str, bool]]) -> qemu.Shares:
+        helper = next((path for path in _VIRTIOFSD if os.access(path, os.X_OK)), None)
+        if helper is None:
+            raise NotFound(
+                f"cannot share {sources[0][0]} with a machine: virtiofsd is not installed",
+                hint="apt-get install qemu-system-common",
+            )
+        listening = self._keep(port.listen(self.directory, "shares.sock"))
+        return qemu.Shares(helper, sources, listening, self._keep(port.connect(self.directory, "shares").detach()))
 
     def _keep(self, fd: int) -> int:
         self._opened.append(fd)
@@ -102,8 +115,14 @@ class Parts:
         text = os.pread(self.log, _LOG_BYTES, 0).rstrip(b"\0").decode("utf-8", "replace").strip()
         return f": it said last {text.splitlines()[-1].strip()!r}" if text else ""
 
+    def handed_over(self) -> None:
+        """QEMU and the stand-in have their descriptors. Ours would keep calls waiting on a QEMU that has ended."""
+        for fd in self._opened:
+            if fd != self.log:
+                os.close(fd)
+        self._opened = [self.log]
+
     def close(self) -> None:
-        """Close the descriptors that QEMU and the stand-in have by now."""
         for fd in self._opened:
             os.close(fd)
         self._opened = []

@@ -44,12 +44,12 @@ def listen(directory: str, name: str) -> int:
     return server.detach()
 
 
-def connect(directory: str, number: int) -> socket.socket:
-    """A connection to port ``number``, accepted or not. Raises Conflict where the machine is gone."""
+def connect(directory: str, name: str) -> socket.socket:
+    """A connection to the socket ``name``, accepted or not. Raises Conflict where the machine is gone."""
     client = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     fd = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        client.connect(f"/proc/self/fd/{fd}/p{number}.sock")
+        client.connect(f"/proc/self/fd/{fd}/{name}.sock")
     except OSError as error:
         client.close()
         raise Conflict(f"cannot reach the machine of {os.path.basename(directory)}: {error.strerror}") from None
@@ -111,7 +111,7 @@ class Caller:
             raise Conflict(f"cannot reach the machine of {self._name}: another command is talking to it")
         self._lock = held
         try:
-            self._socket = connect(directory, CALLS)
+            self._socket = connect(directory, f"p{CALLS}")
         except BaseException:
             os.close(held)
             raise

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import os
 
+from pycontain.runtime.plan.identity import CAPS
 from pycontain.runtime.plan.mounts import ATTR_RDONLY, MS_REC, PROPAGATION
 from pycontain.runtime.plan.ops import NO_FD
 from pycontain.runtime.plan.plan import NAMESPACES, Plan
+from pycontain.runtime.plan.seccomp import compile_filter
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -24,6 +26,30 @@ _NEW = ("pid", "mount", "network", "ipc", "uts", "cgroup")
 _ROOT = "/sys"  # where QEMU's root is mounted, in its own namespace: a directory that holds nothing for it
 _LIBRARIES = ("/usr", "/lib", "/lib64", "/bin", "/etc/ld.so.cache")
 _NOSUID_NODEV = 2 | 4
+# capabilities(7): what it takes to be any user among files; the last two are to lock itself in, and go with that.
+_SHARE_CAPS = (
+    "CHOWN", "DAC_OVERRIDE", "DAC_READ_SEARCH", "FOWNER", "FSETID", "SETGID", "SETUID", "MKNOD", "SETFCAP",
+    "SYS_CHROOT", "SETPCAP",
+)  # fmt: skip
+# netdevice(7), tun(4): the holder of a tap may give it another's address, or make it stay. QEMU does neither.
+_TAP_REQUESTS = {"SIOCSIFHWADDR": 0x8924, "TUNSETPERSIST": 0x400454CB}
+_DENIED = [
+    {"names": ["ioctl"], "action": "SCMP_ACT_ERRNO", "args": [{"index": 1, "value": number, "op": "SCMP_CMP_EQ"}]}
+    for number in _TAP_REQUESTS.values()
+]
+
+
+class Shares:
+    """What a machine's guest sees of this host: ``sources`` are (path, read-only), numbered from 0.
+
+    ``helper`` is virtiofsd's path; ``listening`` and ``connected`` are the two ends between it and QEMU.
+    """
+
+    def __init__(self, helper: str, sources: list[tuple[str, bool]], listening: int, connected: int) -> None:
+        self.helper = helper
+        self.sources = sources
+        self.listening = listening
+        self.connected = connected
 
 
 class Machine:
@@ -55,6 +81,7 @@ class Machine:
         ram: str | None = None,
         incoming: int | None = None,
         outgoing: bool = False,
+        shares: Shares | None = None,
     ) -> None:
         self.hypervisor = hypervisor
         self.kernel = kernel
@@ -73,11 +100,13 @@ class Machine:
         self.ram = ram
         self.incoming = incoming
         self.outgoing = outgoing
+        self.shares = shares
 
     def descriptors(self) -> list[int]:
         """What QEMU inherits, in the order of its numbers from 100 on."""
         tap = [self.tap[0]] if self.tap and not self.outgoing else []
-        return [*self.ports, self.qmp, *tap, *([] if self.incoming is None else [self.incoming])]
+        more = [] if self.incoming is None else [self.incoming]
+        return [*self.ports, self.qmp, *tap, *([self.shares.connected] if self.shares else []), *more]
 
 
 def kind_of(kernel: str) -> str:
@@ -98,7 +127,8 @@ def command(machine: Machine) -> list[str]:
     else:
         argv += ["-M", "q35,sata=off,smbus=off,usb=off,vmport=off,memory-backend=ram"]
     if machine.ram is None:
-        argv += ["-object", f"memory-backend-memfd,id=ram,size={machine.memory}M,share=off"]
+        share = "on" if machine.shares else "off"  # virtiofsd answers in the guest's own memory
+        argv += ["-object", f"memory-backend-memfd,id=ram,size={machine.memory}M,share={share}"]
     else:
         share = "on" if machine.outgoing else "off"
         argv += ["-object", f"memory-backend-file,id=ram,size={machine.memory}M,mem-path=/vm/ram,share={share}"]
@@ -126,6 +156,9 @@ def command(machine: Machine) -> list[str]:
         rom = ",romfile=" if bus == "pci" else ""
         argv += ["-netdev", "hubport,hubid=0,id=net" if machine.outgoing else f"tap,id=net,fd={next(numbers)}"]
         argv += ["-device", f"virtio-net-{bus},netdev=net,mac={machine.tap[1]}{rom}"]
+    if machine.shares:
+        argv += ["-chardev", f"socket,id=shares,fd={next(numbers)}"]
+        argv += ["-device", f"vhost-user-fs-{bus},chardev=shares,tag=shares"]
     if machine.incoming is not None:
         argv += ["-incoming", "defer"]  # what is in ``ram`` already is left out: a capability, set over the monitor
     argv += ["-object", "rng-builtin,id=rng", "-device", f"virtio-rng-{bus},rng=rng"]
@@ -149,24 +182,17 @@ def kernel_parameters(machine: Machine) -> list[str]:
 
 
 def machine_ops(plan: Plan, machine: Machine, *, uid: int, groups: bytes) -> list[Op]:
-    """From the new process in new namespaces to QEMU's execve."""
+    """From the new process in new namespaces to QEMU's execve, with its helper beside it."""
     null = plan.file("/dev/null")
     log = plan.file(machine.log)
+    stdio: list[Op] = [("dup", null, 0), ("dup", log, 1), ("dup", log, 2)]
     given = [plan.file(fd) for fd in machine.descriptors()]
-    ops: list[Op] = [("dup", null, 0), ("dup", log, 1), ("dup", log, 2)]
+    ops: list[Op] = [*stdio, ("session",)]
+    if machine.shares:
+        beside = [*stdio, ("dup", plan.file(machine.shares.listening), _FDS), *share_ops(machine.shares)]
+        ops += [("branch", len(beside), NAMESPACES["mount"]), *beside]
     ops += [("dup", slot, _FDS + i) for i, slot in enumerate(given)]
-    ops += [
-        ("session",),
-        ("propagation", "/", PROPAGATION["private"] | MS_REC),
-        ("enter_root",),
-        ("mount", "tmpfs", _ROOT, "tmpfs", _NOSUID_NODEV, "mode=0755,size=64k", 0),
-        ("root_bind", _ROOT),
-    ]
-    for path in [*_LIBRARIES, *([] if machine.hypervisor.startswith("/usr/") else [machine.hypervisor])]:
-        if os.path.islink(path):
-            ops.append(("symlink", os.readlink(path), path))
-        elif os.path.exists(path):
-            ops.append(("bind", path, path, 1))
+    ops += root_ops(machine.hypervisor)
     files = {"kernel": machine.kernel, "initrd": machine.initrd}
     files |= {f"disk{i}": path for i, (path, _) in enumerate(machine.disks)}
     if machine.ram:
@@ -177,9 +203,49 @@ def machine_ops(plan: Plan, machine: Machine, *, uid: int, groups: bytes) -> lis
     ops.append(("attr", "/", ATTR_RDONLY, 0, 0, 1))
     written = [f"disk{i}" for i, (_, writable) in enumerate(machine.disks) if writable]
     ops += [("attr", f"/vm/{name}", 0, ATTR_RDONLY, 0, 0) for name in [*written, *(["ram"] if machine.ram else [])]]
-    ops.append(("pivot",))
-    ops += [("bounding", 0), ("groups", groups), ("user", uid, uid), ("caps", 0, 0, 0), ("no_new_privs",)]
+    ops += [("pivot",), ("bounding", 0), ("groups", groups), ("user", uid, uid), ("caps", 0, 0, 0), ("no_new_privs",)]
+    filter_ = compile_filter({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": _DENIED})
+    ops.append(("seccomp", filter_.program, filter_.flags))
     return [*ops, ("die_with_parent",), ("exec", machine.hypervisor, command(machine), [], 0)]
+
+
+def root_ops(program: str) -> list[Op]:
+    """An empty root with the system's libraries, for ``program``; still writable, for what else is to be mounted."""
+    ops: list[Op] = [("propagation", "/", PROPAGATION["private"] | MS_REC), ("enter_root",)]
+    ops.append(("mount", "tmpfs", _ROOT, "tmpfs", _NOSUID_NODEV, "mode=0755,size=64k", 0))
+    ops.append(("root_bind", _ROOT))
+    for path in [*_LIBRARIES, *([] if program.startswith("/usr/") else [program])]:
+        if os.path.islink(path):
+            ops.append(("symlink", os.readlink(path), path))
+        elif os.path.exists(path):
+            ops.append(("bind", path, path, 1))
+    return ops
+
+
+def share_ops(shares: Shares) -> list[Op]:
+    """virtiofsd: it sees what is shared and nothing else, and has the capabilities over files and no other.
+
+    It is a child of QEMU, in QEMU's pid namespace, and ends with it.
+    """
+    ops = root_ops(shares.helper)
+    ops += [("bind", "/dev/null", "/dev/null", 0), ("mkdir", "/shares", 0o755, 0, 0), ("mkdir", "/proc", 0o755, 0, 0)]
+    ops.append(("attr", "/", ATTR_RDONLY, 0, 0, 1))
+    ops.append(("mount", "tmpfs", "/shares", "tmpfs", _NOSUID_NODEV, "mode=0755,size=64k", 0))
+    for i, (path, readonly) in enumerate(shares.sources):
+        ops.append(("bind", path, f"/shares/{i}", 1))
+        if readonly:
+            ops.append(("attr", f"/shares/{i}", ATTR_RDONLY, 0, 0, 1))
+    ops += [("mount", "proc", "/proc", "proc", _NOSUID_NODEV | 8, "", 1), ("pivot",)]
+    mask = sum(1 << CAPS[f"CAP_{name}"] for name in _SHARE_CAPS)
+    argv = [
+        shares.helper,
+        f"--fd={_FDS}",
+        "--rlimit-nofile=0",
+        "-o",
+        "source=/shares,sandbox=chroot,xattr,cache=auto,no_posix_lock",
+    ]
+    ops += [("bounding", mask), ("groups", b""), ("user", 0, 0), ("caps", mask, mask, 0), ("no_new_privs",)]
+    return [*ops, ("exec", shares.helper, argv, ["TZ=UTC0"], 0)]
 
 
 def host_plan(

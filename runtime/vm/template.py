@@ -81,6 +81,7 @@ def _make(base: Base, done: str, *, network: bool, disks: list[int]) -> None:
         process = namespaces.launch(p)
         process.unshared()
         process.go(b"")
+        parts.handed_over()
         with port.Caller(work) as caller:
             caller.call([("enter_root",)], seconds=BOOT_SECONDS)
         from pycontain.runtime.vm.qmp import Monitor

@@ -66,7 +66,7 @@ def _bash() -> str:
         '        case "${COMP_WORDS[index]}" in',
         "            --root|--run-root) ((index++)) ;;",
         "            -*) ;;",
-        '            system) command="system ${COMP_WORDS[index+1]}"; break ;;',
+        *(f'            {word}) command="{word} ${{COMP_WORDS[index+1]}}"; break ;;' for word in _inner_words()),
         '            *) command="${COMP_WORDS[index]}"; break ;;',
         "        esac",
         "    done",
@@ -86,9 +86,9 @@ def _bash() -> str:
             lines.append('            COMPREPLY=($(compgen -f -- "$word")) ;;')
         else:
             lines.append("            COMPREPLY=() ;;")
-    inner = " ".join(name.split()[1] for name in (command.name for command in _shown()) if " " in name)
+    for word, inner in _inner_words().items():
+        lines.append(f'        "{word} "*) COMPREPLY=($(compgen -W "{" ".join(inner)}" -- "$word")) ;;')
     lines += [
-        f'        system*) COMPREPLY=($(compgen -W "{inner}" -- "$word")) ;;',
         f'        *) COMPREPLY=($(compgen -W "{" ".join(_first_words())} {_words(GLOBAL_OPTIONS)}" -- "$word")) ;;',
         "    esac",
         "}",
@@ -99,6 +99,16 @@ def _bash() -> str:
 
 def _first_words() -> list[str]:
     return list(dict.fromkeys(command.name.split()[0] for command in _shown()))
+
+
+def _inner_words() -> dict[str, list[str]]:
+    """The second words of commands that have two, by the first."""
+    found: dict[str, list[str]] = {}
+    for command in _shown():
+        first, _, second = command.name.partition(" ")
+        if second:
+            found.setdefault(first, []).append(second)
+    return found
 
 
 def _zsh_text(text: str) -> str:
@@ -140,8 +150,8 @@ def _zsh() -> str:
     lines += ["            )", "            _describe command commands ;;", "        rest)"]
     lines += ["            local name=$line[1]"]
     lines += [
-        "            if [[ $name == system ]]; then",
-        '                name="system $words[2]"',
+        f"            if [[ $name == ({'|'.join(_inner_words())}) ]]; then",
+        '                name="$name $words[2]"',
         "                shift words; ((CURRENT--))",
         "            fi",
     ]

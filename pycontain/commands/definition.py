@@ -71,6 +71,9 @@ _FILTER = Option(
     metavar="KEY=VALUE",
 )
 _FORMAT = Option("format", "how to print", kind="value", metavar="FORMAT", choices=("table", "json"), default="table")
+_TEXT_OR_JSON = Option(
+    "format", "how to print", kind="value", metavar="FORMAT", choices=("text", "json"), default="text"
+)
 _NO_TRUNC = Option("no-trunc", "print ids and commands in full")
 _QUIET = Option("quiet", "print only ids", short="q")
 _PLATFORM = Option(
@@ -524,9 +527,7 @@ COMMANDS: tuple[Command, ...] = (
         "print facts about this host and what is stored",
         "system:info",
         group="system",
-        options=(
-            Option("format", "how to print", kind="value", metavar="FORMAT", choices=("text", "json"), default="text"),
-        ),
+        options=(_TEXT_OR_JSON,),
         examples=(("facts", "pycontain info"),),
     ),
     Command(
@@ -545,6 +546,61 @@ COMMANDS: tuple[Command, ...] = (
         description="Also clears what a crash or a reboot left: cgroups, network interfaces, address leases, firewall "
         "rules, state directories and half-finished downloads.",
         examples=(("tidy up without a question", "pycontain system prune -f"),),
+    ),
+    Command(
+        "vm doctor",
+        "check what machines need of this host",
+        "machines:doctor",
+        group="system",
+        options=(_TEXT_OR_JSON,),
+        description="Prints a line for each thing that --isolation vm needs: ok, lacking (machines start, with less) "
+        "or missing (none starts), and the one command that brings it. Whether KVM works is found out by booting a "
+        "guest with it, each time; the verdict is kept for the machines to come. The exit status is 0 where a machine "
+        "can be started, else 1.",
+        examples=(
+            ("what is there, and what is missing", "pycontain vm doctor"),
+            ("only what none starts without", "pycontain vm doctor | grep -A 1 ^missing"),
+        ),
+    ),
+    Command(
+        "vm kernel",
+        "print the path of the kernel that machines boot",
+        "machines:kernel",
+        group="system",
+        description="It is the one of /etc/pycontain/vm.toml, else the distribution's, which is fetched by apt and "
+        "unpacked the first time, without being installed.",
+        examples=(("fetch it before it is needed", "pycontain vm kernel"),),
+    ),
+    Command(
+        "vm build-kernel",
+        "build a small kernel for machines",
+        "machines:build_kernel",
+        group="system",
+        options=(
+            Option("jobs", "compilers at once (default: one a processor)", short="j", kind="value", metavar="NUMBER"),
+            Option(
+                "output",
+                "where to write it (default: vmlinux-RELEASE in the cache directory)",
+                short="o",
+                kind="value",
+                metavar="FILE",
+                complete="file",
+            ),
+            Option(
+                "source",
+                "a tar archive of a kernel's source (default: the distribution's, fetched by apt)",
+                kind="value",
+                metavar="FILE",
+                complete="file",
+            ),
+        ),
+        description="The kernel has what a container in a machine needs built in, and nothing else: no modules, no "
+        "PCI, no ACPI. Nothing is installed. It takes some minutes, and 3 GiB below TMPDIR (default /var/tmp) while it "
+        "is built.",
+        examples=(
+            ("with the distribution's source", "pycontain vm build-kernel"),
+            ("with another one", "pycontain vm build-kernel --source linux-6.12.tar.xz -o /opt/vmlinux"),
+        ),
     ),
     Command(
         "explain",

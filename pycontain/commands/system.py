@@ -31,11 +31,19 @@ def info(engine: Engine, values: Values) -> int:
 
         print(json.dumps(found, indent=4, ensure_ascii=False))
         return 0
+    _print_facts(found, "")
+    return 0
+
+
+def _print_facts(found: Values, indent: str) -> None:
     width = max(len(name) for name in found)
     for name, value in found.items():
+        if isinstance(value, dict):
+            print(f"{indent}{name}:")
+            _print_facts(value, indent + "  ")
+            continue
         shown = ", ".join(map(str, value)) if isinstance(value, list) else value
-        print(f"{name + ':':{width + 2}}{shown}")
-    return 0
+        print(f"{indent}{name + ':':{width + 2}}{shown}")
 
 
 def prune(engine: Engine, values: Values) -> int:

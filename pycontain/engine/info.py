@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import time
 
-from pycontain.engine import images
+from pycontain.engine import images, machines
 from pycontain.runtime.kernel import cgroup
 
 TYPE_CHECKING = False
@@ -15,7 +16,9 @@ if TYPE_CHECKING:
 
 
 def collect(engine: Engine) -> dict[str, Any]:
-    """Names and values in the order they are shown. Creates nothing where nothing was stored yet."""
+    """Names and values in the order they are shown; "Machines" is a group of them. Creates nothing where nothing was
+    stored yet.
+    """
     import pycontain
 
     states = [container.status() for container in engine.containers.all()]
@@ -37,4 +40,5 @@ def collect(engine: Engine) -> dict[str, Any]:
         "Processors": os.cpu_count() or 1,
         "Memory": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "Root": os.geteuid() == 0,
+        "Machines": machines.facts(time.time()),
     }

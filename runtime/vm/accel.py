@@ -308,7 +308,7 @@ def _answer(connected: socket.socket, log: int, deadline: float) -> tuple[str | 
     except PycontainError as error:
         return error.message.replace("{", "{{").replace("}", "}}"), True
     if message is None:
-        return "the probe's QEMU ended after {:.1f} s", True
+        return "the probe's QEMU ended after {:.2f} s", True
     if message != (channel.HELLO, nonce):
         return "the probe answered something else than the hello", True
     return None, True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import zlib
 from fcntl import F_ADD_SEALS, F_SEAL_GROW, F_SEAL_SHRINK, fcntl
 
@@ -49,6 +50,7 @@ class Parts:
     ) -> None:
         self.base = base
         self.directory = directory
+        self._alive = -1
         self._opened: list[int] = [tap[0]] if tap else []
         try:
             self.log = self._keep(os.memfd_create("pycontain-machine", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING))
@@ -76,7 +78,11 @@ class Parts:
                 outgoing=outgoing,
                 shares=self._shares(shares) if shares else None,
             )
-            self._stand_in = self._keep(port.connect(directory, f"p{port.STAND_IN}").detach())
+            if outgoing:
+                # A template's stand-in speaks with nobody, and dies when we do.
+                self._stand_in, self._alive = (self._keep(end.detach()) for end in socket.socketpair())
+            else:
+                self._stand_in = self._keep(port.connect(directory, f"p{port.STAND_IN}").detach())
         except BaseException:
             self.close()
             raise
@@ -118,9 +124,9 @@ class Parts:
     def handed_over(self) -> None:
         """QEMU and the stand-in have their descriptors. Ours would keep calls waiting on a QEMU that has ended."""
         for fd in self._opened:
-            if fd != self.log:
+            if fd not in (self.log, self._alive):
                 os.close(fd)
-        self._opened = [self.log]
+        self._opened = [fd for fd in (self.log, self._alive) if fd >= 0]
 
     def close(self) -> None:
         for fd in self._opened:

@@ -43,8 +43,11 @@ def refresh(engine: Engine, starting: Container | None = None) -> list[str]:
 
 
 def _content(path: str) -> bytes:
-    with open(path, "rb") as file:
-        return file.read(1 << 20)
+    try:
+        with open(path, "rb") as file:
+            return file.read(1 << 20)
+    except FileNotFoundError:
+        return b""  # its container has just been removed
 
 
 def _tell_guests(engine: Engine, guests: dict[str, tuple[str, bytes]]) -> list[str]:

@@ -51,7 +51,7 @@ class Parts:
         self.base = base
         self.directory = directory
         self._alive = -1
-        self._opened: list[int] = [tap[0]] if tap else []
+        self._opened: list[int] = [tap[0]] if tap and not outgoing else []
         try:
             self.log = self._keep(os.memfd_create("pycontain-machine", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING))
             os.ftruncate(self.log, _LOG_BYTES)

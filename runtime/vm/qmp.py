@@ -53,9 +53,18 @@ class Monitor:
         self.command("migrate-set-capabilities", capabilities=[{"capability": "x-ignore-shared", "state": True}])
 
     def migrate_from(self, where: str) -> None:
-        """Go on from the state of a template."""
+        """Go on from the state of a template; returns when the guest runs.
+
+        Before that nobody should connect to a port: an interrupt between the loading of the device and that of the
+        interrupt controller is lost.
+        """
         self.ignore_shared()
         self.command("migrate-incoming", uri=where)
+        deadline = time.monotonic() + _SECONDS
+        while not (status := self.command("query-status"))["running"]:
+            if time.monotonic() > deadline:
+                raise PycontainError(f"cannot wake the machine of {self._name}: its status is {status['status']!r}")
+            time.sleep(0.001)
 
     def migrate_to(self, fd: int, seconds: float = _SECONDS) -> None:
         """Write the state of the devices into the file ``fd``, and of memory what is not shared; the guest stops."""

@@ -162,6 +162,16 @@ def _qemu() -> str | None:
     return _try("qemu-system-x86_64", "--version")
 
 
+@probe("kvm")
+def _kvm() -> str | None:
+    """The device is there; whether it runs a guest is what the tests find out."""
+    try:
+        os.close(os.open("/dev/kvm", os.O_RDWR | os.O_CLOEXEC))
+    except OSError as error:
+        return f"/dev/kvm: {error.strerror}"
+    return None
+
+
 @probe("vm")
 def _vm() -> str | None:
     """A machine with a real cgroup v2 kernel; the kernel's package is fetched by apt where it was not yet."""

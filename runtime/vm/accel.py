@@ -30,7 +30,7 @@ KVM = "/dev/kvm"
 # and QEMU then says of what: it is the second of these that the probe waits for.
 PROBE_SECONDS = 6.0
 _WAIT_SECONDS = 2 * PROBE_SECONDS  # for another process's probe
-_UNSURE_SECONDS = 3600  # how long a probe counts that ran out of time without a reason: the host may have been busy
+_UNSURE_SECONDS = 86400  # how long a probe counts that ran out of time without a reason: the host may have been busy
 _ERROR = "KVM internal error"  # how QEMU's words begin, before it stops the guest and stays
 _KEPT = 16  # verdicts, the newest first
 _SECOND = (1).to_bytes(8, "little") + bytes(8)  # as a timeval

@@ -18,7 +18,7 @@ OK, LACKING, MISSING = "ok", "lacking", "missing"
 _QEMU = "apt-get install qemu-system-x86"
 _SECONDS = 20
 _TUN = "/dev/net/tun"
-VIRTIOFSD = ("/usr/libexec/virtiofsd", "/usr/lib/qemu/virtiofsd")  # where distributions keep it, outside of PATH
+_VIRTIOFSD = ("/usr/libexec/virtiofsd", "/usr/lib/qemu/virtiofsd")
 
 
 class Check:
@@ -178,7 +178,7 @@ def _tun() -> Check:
 
 def _virtiofsd() -> Check:
     """Only directories that are shared with a container need it."""
-    path = shutil.which("virtiofsd") or next((path for path in VIRTIOFSD if os.access(path, os.X_OK)), None)
+    path = next((path for path in _VIRTIOFSD if os.access(path, os.X_OK)), None)
     if path is None:
         return Check(
             "volumes", LACKING, "virtiofsd is not installed: no directory is shared", "apt-get install virtiofsd"

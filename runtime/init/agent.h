@@ -386,14 +386,17 @@ static void own_root(void)
 
 static int open_port(int i)
 {
+	static int device; /* its number among the virtio devices, which is the machine type's choice */
 	char path[32];
 
 	/* The driver makes them one by one, from its own thread. */
-	snprintf(path, sizeof path, "/dev/vport0p%d", i + 1);
 	for (int tries = 0; tries < 5000; tries++) {
-		int fd = open(path, O_RDWR | O_NONBLOCK | O_CLOEXEC);
-		if (fd >= 0)
-			return fd;
+		for (int n = i ? device : 0; n <= (i ? device : 15); n++) {
+			snprintf(path, sizeof path, "/dev/vport%dp%d", n, i + 1);
+			int fd = open(path, O_RDWR | O_NONBLOCK | O_CLOEXEC);
+			if (fd >= 0)
+				return device = n, fd;
+		}
 		usleep(1000);
 	}
 	agent_dies("open", path);

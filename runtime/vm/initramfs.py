@@ -10,7 +10,17 @@ from pycontain.runtime.errors import NotFound
 from pycontain.runtime.vm import guest
 
 # What the distribution's kernel needs; dependencies are found, built-in ones are passed over.
-MODULES = ("virtio_pci", "virtio_console", "virtio_blk", "virtio_net", "virtio-rng", "virtiofs", "erofs", "overlay")
+MODULES = (
+    "virtio_pci",
+    "virtio_console",
+    "virtio_blk",
+    "virtio_net",
+    "virtio-rng",
+    "virtio_balloon",
+    "virtiofs",
+    "erofs",
+    "overlay",
+)
 
 
 def initramfs(kernel: guest.Kernel, cache: str) -> str:

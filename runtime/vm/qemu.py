@@ -126,12 +126,17 @@ def command(machine: Machine) -> list[str]:
         argv += ["-global", "virtio-mmio.force-legacy=false"]
     else:
         argv += ["-M", "q35,sata=off,smbus=off,usb=off,vmport=off,memory-backend=ram"]
-    if machine.ram is None:
-        share = "on" if machine.shares else "off"  # virtiofsd answers in the guest's own memory
-        argv += ["-object", f"memory-backend-memfd,id=ram,size={machine.memory}M,share={share}"]
-    else:
+    if machine.ram is not None:
         share = "on" if machine.outgoing else "off"
         argv += ["-object", f"memory-backend-file,id=ram,size={machine.memory}M,mem-path=/vm/ram,share={share}"]
+    elif machine.shares:  # virtiofsd answers in the guest's own memory
+        argv += ["-object", f"memory-backend-memfd,id=ram,size={machine.memory}M,share=on"]
+    else:
+        argv += ["-object", f"memory-backend-ram,id=ram,size={machine.memory}M"]
+    if machine.ram is None:
+        # What the guest frees goes back to the host. Never where memory is a template's file: QEMU punches holes into
+        # the file even where it is mapped privately, and with them into the memory of the other clones.
+        argv += ["-device", f"virtio-balloon-{bus},free-page-reporting=on"]
     if machine.accel == "kvm":
         argv += ["-accel", "kvm", "-cpu", "host"]
     else:

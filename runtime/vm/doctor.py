@@ -18,6 +18,7 @@ OK, LACKING, MISSING = "ok", "lacking", "missing"
 _QEMU = "apt-get install qemu-system-x86"
 _SECONDS = 20
 _TUN = "/dev/net/tun"
+_SBIN = ":/usr/sbin:/sbin"
 _VIRTIOFSD = ("/usr/libexec/virtiofsd", "/usr/lib/qemu/virtiofsd")
 
 
@@ -161,7 +162,7 @@ def _bringing_kvm(settings: Settings) -> str:
 
 
 def _program(name: str, program: str, package: str) -> Check:
-    path = shutil.which(program, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
+    path = shutil.which(program, path=f"{os.environ.get('PATH', '')}{_SBIN}")
     if path is None:
         return Check(name, MISSING, f"{program} is not installed", f"apt-get install {package}")
     return Check(name, OK, path)

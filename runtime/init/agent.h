@@ -227,7 +227,7 @@ static void local_message(void)
 	}
 	shut(&r.local);
 	if (session.process && !session.failed)
-		put(MSG_running, NULL, 0);
+		put(MSG_running, "", 0);
 	else if (!session.process && session.stage0 < 0)
 		session_ends(session.stage0_status);
 }

@@ -51,8 +51,8 @@ static bool from_guest(uint32_t type, const char *payload, uint32_t n)
 	case MSG_running:
 		self.running = true;
 		r.other = -1;
+		shut(&self.listener); /* before whoever waits hears it: the next one finds it closed */
 		shut(&r.local);
-		shut(&self.listener);
 		return true;
 	case MSG_exited:
 		if (n != 8)

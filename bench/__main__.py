@@ -9,13 +9,14 @@ import subprocess
 import sys
 from typing import Any
 
-from bench import engines, host, oci, report, warm
+from bench import engines, host, machines, oci, report, warm
 
 TITLES = {
     "v1": "OCI runtimes, cgroup v1",
     "v2": "OCI runtimes, cgroup v2",
     "host": "OCI runtimes, the machine's own cgroups",
     "engines": "Engines, with a network, cgroup v1",
+    "machines": "Machines beside namespaces, with a network, cgroup v1",
 }
 # Where engines write whatever their options say, besides /run (host.in_view).
 PRIVATE = """
@@ -52,15 +53,17 @@ def main() -> int:
 
 def chosen(facts: dict[str, object]) -> list[str]:
     """A hybrid host can show both versions, and is a case of its own; another host shows what it has."""
-    return ["v1", "v2", "host", "engines"] if facts["cgroups"] == "hybrid" else ["host", "engines"]
+    hybrid = facts["cgroups"] == "hybrid"
+    return [*(("v1", "v2", "host") if hybrid else ("host",)), "engines", "machines"]
 
 
 def start(suite: str, rounds: int, folder: str) -> dict[str, Any]:
     """Run one suite in mount (and network) namespaces of its own; what it measured."""
     print(f"timing: {TITLES[suite]}", file=sys.stderr)
     inner = [sys.executable, "-m", "bench", "--suite", suite, "--rounds", str(rounds), "--bin", folder]
-    view = "host" if suite == "engines" and host.cgroups() != "hybrid" else {"engines": "v1"}.get(suite, suite)
-    if suite == "engines":
+    own = suite in ("engines", "machines")
+    view = ("v1" if host.cgroups() == "hybrid" else "host") if own else suite
+    if own:
         inner = ["unshare", "--net", "sh", "-c", PRIVATE, "sh", *inner]
     done = subprocess.run(host.in_view(view, inner), stdout=subprocess.PIPE, text=True, check=True)
     return {"suite": suite, "title": TITLES[suite], **json.loads(done.stdout)}
@@ -69,6 +72,8 @@ def start(suite: str, rounds: int, folder: str) -> dict[str, Any]:
 def run(suite: str, rounds: int, folder: str) -> dict[str, object]:
     if suite == "engines":
         return engines.suite(os.path.join(folder, "pycontain"), rounds)
+    if suite == "machines":
+        return machines.suite(os.path.join(folder, "pycontain"), rounds)
     return oci.suite(os.path.join(folder, "pycontain-runtime"), rounds, suite, warm.run)
 
 

@@ -319,7 +319,13 @@ def explain(
         root = (config.get("root") or {}).get("path", "")
         rootfs = {"kind": "directory", "path": root if root.startswith("/") else f"{bundle}/{root}"}
     resources = complete_resources(config)
-    settings = {"bundle": bundle, "keyring": f"_ses.{id}", "reap": reap}
+    settings: dict[str, Any] = {"bundle": bundle, "keyring": f"_ses.{id}", "reap": reap}
+    if config.get("vm") or "org.pycontain.isolation" in (config.get("annotations") or ()):
+        from pycontain.runtime.vm.machine import machine_for
+
+        machine = machine_for(config, id, path, rootfs, lease, resources, **settings)
+        if machine is not None:
+            return machine.explain()
     p = plan_for(cgroup, config, resources, probe(), rootfs, lease, **settings)
     from pycontain.runtime.plan.describe import describe
 

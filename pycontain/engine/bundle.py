@@ -95,6 +95,13 @@ def machine_image(engine: Engine, container: Container) -> dict[str, Any]:
     return {"kind": "image", "path": image, "disk": container.path("disk")}
 
 
+def image_path(engine: Engine, lowers: list[str]) -> str:
+    """Where the image of these layers is, or will be."""
+    from pycontain.images import erofs
+
+    return os.path.join(erofs.directory(engine.data), os.path.basename(os.path.dirname(lowers[0])) + ".erofs")
+
+
 def take_lease(engine: Engine, container: Container, warn: Callable[[str], None] | None) -> Lease | None:
     """An address on the bridge, and the published ports; None for every other network."""
     if container.options.get("network", "bridge") != "bridge":

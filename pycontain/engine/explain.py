@@ -89,6 +89,8 @@ def _run(engine: Engine, options: Options, image: Image) -> list[str]:
         "volatile": False,
         "target": os.path.join(directory, "rootfs"),
     }
+    if options.isolation == "vm":
+        rootfs = {"kind": "image", "path": bundles.image_path(engine, lowers), "disk": os.path.join(directory, "disk")}
     return lifecycle.explain(config, directory, id=_EXAMPLE_ID, rootfs=rootfs, lease=lease, reap=options.init)
 
 

@@ -236,6 +236,7 @@ def _probe(settings: Settings, kernel: guest.Kernel) -> Verdict:
         opened += [port.listen(directory, f"{_PORT}.sock"), port.listen(directory, "qmp.sock")]
         connected = port.connect(directory, _PORT)  # before QEMU, which may have ended before it accepts anything
         machine = qemu.Machine(
+            name="pycontain-probe",
             hypervisor=parts.hypervisor_path(settings.hypervisor),
             kernel=kernel.image,
             initrd=initramfs.initramfs(kernel, settings.cache),

@@ -13,6 +13,7 @@ import time
 
 from pycontain.runtime.channel import ChannelClosed
 from pycontain.runtime.errors import PycontainError, SpecError, Unsupported
+from pycontain.runtime.jsontext import dump
 from pycontain.runtime.kernel.cgroup_v2 import CONTROLLERS, PlannedCgroup
 from pycontain.runtime.kernel.host import Host
 from pycontain.runtime.plan.plan import NAMESPACES, Plan, exec_plan, plan
@@ -85,6 +86,7 @@ class Machine:
         self._files: dict[str, str] = {}  # what is copied into the guest: path here, path there
         self._parts: Parts | None = None
         self._shares: list[tuple[str, bool]] = []
+        self._sources: dict[str, str] = {}  # what of the host the configuration names: path, JSON path
         self._root = self._share(rootfs["path"], False) if rootfs["kind"] == "directory" else ""
         self._inside = self._guest_config(config)
         _size(self._settings, resources)
@@ -121,9 +123,8 @@ class Machine:
             return mount
         source = mount.get("source") or ""
         source = source if source.startswith("/") else f"{self._bundle}/{source}"
-        if not os.path.exists(source):
-            raise SpecError(f"$.mounts[{i}].source", f"found {source!r}, which does not exist")
-        if os.path.dirname(source) != self._bundle or not os.path.isfile(source):
+        self._sources[source] = f"$.mounts[{i}].source"
+        if os.path.dirname(source) != self._bundle or os.path.isdir(source):
             return {**mount, "source": self._share(source, "ro" in options)}
         # A file of the bundle's own is copied, and needs no helper.
         inside = f"{_OWN}/files/{len(self._files)}"
@@ -170,6 +171,19 @@ class Machine:
         around["cpu"] = {key: cpu[key] for key in ("shares", "quota", "period", "cpus", "mems") if key in cpu}
         return around
 
+    def explain(self) -> list[str]:
+        """What is done on the host, then the plan in the guest, a line an operation; nothing is made."""
+        from pycontain.runtime.plan.describe import describe
+
+        found, around = self._settings, self.host_resources
+        kernel = found.kernel or "the distribution's kernel"
+        lines = [f"on this host: make cgroup {self._cgroup.path} around the machine: {dump(around)}"]
+        lines.append(f"on this host: start a machine of {found.memory} MiB and {found.cpus} cpus with {kernel}")
+        lines += [f"on this host: share {path}{' read-only' * ro}" for path, ro in self._shares]
+        lines += [f"copy {source} into the guest" for source in self._files]
+        lines += [describe(op) for op in self._cgroup.operations(self._inside["linux"]["resources"], list(CONTROLLERS))]
+        return lines + [describe(op) for op in self.plan.ops]
+
     # ---- making it
 
     def host_plan(
@@ -181,6 +195,9 @@ class Machine:
         listener: int | None,
     ) -> Plan:
         """The plan of the stand-in and of QEMU; the descriptors it names are this object's until ``close``."""
+        for source, where in self._sources.items():
+            if not os.path.exists(source):
+                raise SpecError(where, f"found {source!r}, which does not exist")
         base = Base(self._settings)
         directory = container.directory
         disks, sizes = [(self._rootfs["path"], False)] if self._rootfs["kind"] == "image" else [], []

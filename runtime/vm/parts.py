@@ -59,6 +59,7 @@ class Parts:
             fcntl(self.log, F_ADD_SEALS, F_SEAL_GROW | F_SEAL_SHRINK)
             ports = [self._keep(port.listen(directory, f"p{i}.sock")) for i in range(1, qemu.PORTS + 1)]
             self.machine = qemu.Machine(
+                name=f"pycontain-{os.path.basename(directory)[:64]}",
                 hypervisor=base.hypervisor,
                 kernel=base.kernel.image,
                 initrd=base.initrd,

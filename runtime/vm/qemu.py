@@ -53,7 +53,7 @@ class Shares:
 
 
 class Machine:
-    """One machine to be. Paths are the host's; ``tap`` is (descriptor, MAC) or None; ``memory`` in MiB.
+    """One machine to be. ``name`` is for the host's process list. Paths are the host's; ``tap`` is (descriptor, MAC) or None; ``memory`` in MiB.
 
     ``kind`` is ``microvm`` (virtio-mmio) or ``q35`` (virtio-pci); ``accel`` ``kvm`` or ``tcg``; ``disks`` are raw
     images, (path, writable); ``ram`` a file for the guest's memory, ``incoming`` the state of a template to go on from,
@@ -64,6 +64,7 @@ class Machine:
     def __init__(
         self,
         *,
+        name: str,
         hypervisor: str,
         kernel: str,
         initrd: str,
@@ -83,6 +84,7 @@ class Machine:
         outgoing: bool = False,
         shares: Shares | None = None,
     ) -> None:
+        self.name = name
         self.hypervisor = hypervisor
         self.kernel = kernel
         self.initrd = initrd
@@ -118,7 +120,7 @@ def kind_of(kernel: str) -> str:
 def command(machine: Machine) -> list[str]:
     """The command line; paths as QEMU sees them in its root."""
     bus = "device" if machine.kind == "microvm" else "pci"
-    argv = [machine.hypervisor, "-name", "pycontain", "-nodefaults", "-no-user-config", "-display", "none"]
+    argv = [machine.hypervisor, "-name", machine.name, "-nodefaults", "-no-user-config", "-display", "none"]
     argv += ["-no-reboot", "-sandbox", _SANDBOX]
     if machine.kind == "microvm":
         # With ACPI, QEMU's microvm hangs in the calibration of the TSC under TCG; the clock chip costs nothing.

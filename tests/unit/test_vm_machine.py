@@ -1,0 +1,173 @@
+"""What a machine is made of and what it refuses, as far as that is planned and not done."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pycontain.runtime import creation
+from pycontain.runtime.errors import PycontainError
+from pycontain.runtime.example import EXAMPLE
+from pycontain.runtime.plan.ops import encode
+from pycontain.runtime.plan.plan import Plan
+from pycontain.runtime.vm import machine, port, qemu
+
+IMAGE = {"kind": "image", "path": "/images/alpine.erofs", "disk": "/disks/1"}
+
+
+@pytest.fixture(autouse=True)
+def settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    path = tmp_path / "vm.toml"
+    path.write_text('kernel = "/boot/vmlinux"\naccel = "tcg"\n')
+    monkeypatch.setenv("PYCONTAIN_VM_CONFIG", str(path))
+
+
+def config(**changes: Any) -> dict[str, Any]:
+    """The example, to be run in a machine; a change is named by its path with __ for the dots."""
+    made = copy.deepcopy(EXAMPLE)
+    made["process"]["terminal"] = False
+    made["annotations"] = {"org.pycontain.isolation": "vm"}
+    for path, value in changes.items():
+        at = made
+        *keys, last = path.split("__")
+        for key in keys:
+            at = at.setdefault(key, {})
+        at[last] = value
+    return made
+
+
+def made(config: dict[str, Any], rootfs: dict[str, Any] | None = None, **more: Any) -> machine.Machine:
+    resources = creation.complete_resources(config)
+    settings = {"bundle": "/b", "keyring": None, "reap": False, **more}
+    found = machine.machine_for(config, "one", "/pycontain/one", rootfs or IMAGE, None, resources, **settings)
+    assert found is not None
+    return found
+
+
+def a_machine(**changes: Any) -> qemu.Machine:
+    settings: dict[str, Any] = {
+        "name": "pycontain-one", "hypervisor": "/usr/bin/qemu", "kernel": "/secret/kernel", "initrd": "/secret/initrd",
+        "kind": "microvm", "accel": "tcg", "memory": 128, "cpus": 1, "disks": [("/secret/0", False), ("/secret/1", True)],
+        "ports": [20, 21], "qmp": 22, "log": 23, "tap": (24, "02:70:00:00:00:02"), "parameters": [],
+    }  # fmt: skip
+    return qemu.Machine(**{**settings, **changes})
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"linux__namespaces": [{"type": "mount"}, {"type": "network", "path": "/proc/1/ns/net"}]},
+         "$.linux.namespaces[1].path: a machine's container joins no namespace of the host"),
+        ({"linux__devices": [{"type": "c", "path": "/dev/fuse", "major": 10, "minor": 229}]},
+         "$.linux.devices[0]: /dev/fuse: no device of the host is passed on to a machine"),
+        ({"hooks": {"createContainer": [{"path": "/bin/true"}]}},
+         "$.hooks.createContainer: its programs are the host's, its namespaces the guest's"),
+        ({"hooks": {"startContainer": [{"path": "/bin/true"}]}},
+         "$.hooks.startContainer: its programs are the host's, its namespaces the guest's"),
+        ({"vm": {"kernel": {"path": "/bin/true"}, "hwConfig": {"vcpus": 1000}}},
+         "$.vm.hwConfig.vcpus: found 1000, wanted at most 8"),
+        ({"annotations": {"org.pycontain.isolation": "gvisor"}},
+         "$.annotations['org.pycontain.isolation']: found 'gvisor', wanted vm or namespaces"),
+    ],
+)  # fmt: skip
+def test_what_is_of_this_host_is_refused_by_name(
+    changes: dict[str, Any], text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1})
+    with pytest.raises(PycontainError) as caught:
+        made(config(**changes))
+    assert caught.value.message == text
+
+
+def test_preserved_descriptors_are_refused() -> None:
+    with pytest.raises(PycontainError, match="^--preserve-fds: a descriptor of the host does not get into a machine$"):
+        made(config(), preserve_fds=1)
+
+
+def test_the_guest_has_the_limit_and_the_host_what_is_around_it() -> None:
+    wanted = {"memory": {"limit": 64 << 20, "swap": 64 << 20}, "cpu": {"quota": 150_000, "period": 100_000}}
+    lines = made(config(linux__resources=wanted)).explain()
+    assert '"memory":{"limit":268435456}' in lines[0]  # 64 MiB, the guest's own 64, and 128 for QEMU
+    assert lines[1] == "on this host: start a machine of 128 MiB and 2 cpus with /boot/vmlinux"
+    assert "write '67108864' to /sys/fs/cgroup/pycontain/one/memory.max" in lines
+    assert "write '150000 100000' to /sys/fs/cgroup/pycontain/one/cpu.max" in lines
+    assert not any("swap" in line for line in lines[1:])
+
+
+def test_directories_are_shared_and_the_bundles_own_files_copied() -> None:
+    mounts = [
+        {"destination": "/proc", "type": "proc", "source": "proc"},
+        {"destination": "/v", "type": "bind", "source": "/srv/v", "options": ["rbind", "ro"]},
+        {"destination": "/etc/hosts", "type": "bind", "source": "hosts", "options": ["bind"]},
+    ]
+    lines = made(config(mounts=mounts)).explain()
+    assert "on this host: share /srv/v read-only" in lines
+    assert "copy /b/hosts into the guest" in lines
+    assert "bind /run/container/shares/0 on /v with what is mounted below it" in lines
+    assert "bind /run/container/files/0 on /etc/hosts" in lines
+
+
+def test_a_bundles_root_is_shared_too() -> None:
+    lines = made(config(), {"kind": "directory", "path": "/b/rootfs"}).explain()
+    assert "on this host: share /b/rootfs" in lines
+    assert "take /run/container/shares/0 as root file system" in lines
+
+
+def test_the_command_line_names_no_path_of_the_host_but_the_program() -> None:
+    for kind in ("microvm", "q35"):
+        words = qemu.command(a_machine(kind=kind))
+        assert not any("/secret" in word for word in words)
+        assert words[0] == "/usr/bin/qemu"
+        assert "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny" in words
+        assert "tap,id=net,fd=103" in words
+
+
+def test_memory_goes_back_to_the_host_only_from_a_machine_that_owns_it() -> None:
+    def balloon(**changes: Any) -> bool:
+        return any("balloon" in word for word in qemu.command(a_machine(**changes)))
+
+    assert balloon()
+    assert not balloon(ram="/t/ram", incoming=30)
+    assert not balloon(ram="/t/ram", outgoing=True, tap=(-1, "02:70:00:00:00:01"))
+
+
+def test_a_template_has_no_descriptor_of_a_tap() -> None:
+    there = a_machine(ram="/t/ram", outgoing=True, tap=(-1, "02:70:00:00:00:01"))
+    assert there.descriptors() == [20, 21, 22]
+    assert "hubport,hubid=0,id=net" in qemu.command(there)
+    assert qemu.incoming(a_machine(ram="/t/ram", incoming=30)) == "fd:104"
+
+
+def test_qemus_plan_ends_without_rights_and_dies_with_its_parent() -> None:
+    plan = Plan(3, True, 0)
+    ops = qemu.machine_ops(plan, a_machine(), uid=1_700_000_000, groups=b"")
+    names = [op[0] for op in ops]
+    assert names[-1] == "exec"
+    assert ("user", 1_700_000_000, 1_700_000_000) in ops
+    assert ("caps", 0, 0, 0) in ops
+    order = [names.index(name) for name in ("pivot", "bounding", "groups", "user", "caps", "no_new_privs", "seccomp")]
+    assert order == sorted(order)
+    assert names[-2] == "die_with_parent"
+    assert encode(ops)
+
+
+def test_the_helper_comes_before_qemu_and_only_reads_what_is_read_only() -> None:
+    shares = qemu.Shares("/usr/lib/qemu/virtiofsd", [("/a", True), ("/b", False)], 40, 41)
+    ops = qemu.machine_ops(Plan(3, True, 0), a_machine(shares=shares), uid=1, groups=b"")
+    at = [op[0] for op in ops].index("branch")
+    count = ops[at][1]
+    helper = ops[at + 1 : at + 1 + count]
+    assert helper[-1][0] == "exec"
+    assert helper[-1][1] == "/usr/lib/qemu/virtiofsd"
+    assert ("attr", "/shares/0", 1, 0, 0, 1) in helper
+    assert not any(op[:2] == ("attr", "/shares/1") for op in helper)
+    assert [op[0] for op in ops].count("exec") == 2
+
+
+def test_a_session_names_its_files() -> None:
+    assert port.session(1, "/c", ["/a"]) == (
+        b"\1\0\0\0\0\0\0\0" b"\2\0\0\0/c\0" b"\1\0\0\0" b"\2\0\0\0/a\0"
+    )  # fmt: skip

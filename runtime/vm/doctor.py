@@ -19,7 +19,6 @@ _QEMU = "apt-get install qemu-system-x86"
 _SECONDS = 20
 _TUN = "/dev/net/tun"
 _SBIN = ":/usr/sbin:/sbin"
-_VIRTIOFSD = ("/usr/libexec/virtiofsd", "/usr/lib/qemu/virtiofsd")
 
 
 class Check:
@@ -179,7 +178,7 @@ def _tun() -> Check:
 
 def _virtiofsd() -> Check:
     """Only directories that are shared with a container need it."""
-    path = next((path for path in _VIRTIOFSD if os.access(path, os.X_OK)), None)
+    path = next((path for path in parts.VIRTIOFSD if os.access(path, os.X_OK)), None)
     if path is None:
         return Check(
             "volumes", LACKING, "virtiofsd is not installed: no directory is shared", "apt-get install virtiofsd"

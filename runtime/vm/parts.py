@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pycontain.runtime.vm.settings import Settings
 
 _LOG_BYTES = 65536
-_VIRTIOFSD = ("/usr/libexec/virtiofsd", "/usr/lib/qemu/virtiofsd")
+VIRTIOFSD = ("/usr/libexec/virtiofsd", "/usr/lib/qemu/virtiofsd")
 
 
 class Base:
@@ -89,7 +89,7 @@ class Parts:
             raise
 
     def _shares(self, sources: list[tuple[str, bool]]) -> qemu.Shares:
-        helper = next((path for path in _VIRTIOFSD if os.access(path, os.X_OK)), None)
+        helper = next((path for path in VIRTIOFSD if os.access(path, os.X_OK)), None)
         if helper is None:
             raise NotFound(
                 f"cannot share {sources[0][0]} with a machine: virtiofsd is not installed",

@@ -53,12 +53,13 @@ class Shares:
 
 
 class Machine:
-    """One machine to be. ``name`` is for the host's process list. Paths are the host's; ``tap`` is (descriptor, MAC) or None; ``memory`` in MiB.
+    """One machine to be. Paths are the host's; ``name`` is for its list of processes.
 
-    ``kind`` is ``microvm`` (virtio-mmio) or ``q35`` (virtio-pci); ``accel`` ``kvm`` or ``tcg``; ``disks`` are raw
-    images, (path, writable); ``ram`` a file for the guest's memory, ``incoming`` the state of a template to go on from,
-    ``outgoing``: whether this is one to be, which writes into ``ram`` and has no ``tap`` behind its network card;
-    ``ports``, ``qmp`` are listening sockets, ``log`` takes what the guest and QEMU say.
+    ``kind`` is ``microvm`` (virtio-mmio) or ``q35`` (virtio-pci); ``accel`` ``kvm`` or ``tcg``; ``memory`` is in MiB;
+    ``disks`` are raw images, (path, writable); ``tap`` is (descriptor, MAC) or None; ``ram`` a file for the guest's
+    memory, ``incoming`` the state of a template to go on from, ``outgoing``: whether this is one to be, which writes
+    into ``ram`` and has no ``tap`` behind its network card; ``ports``, ``qmp`` are listening sockets, ``log`` takes
+    what the guest and QEMU say.
     """
 
     def __init__(

@@ -21,7 +21,7 @@ from pycontain.runtime.creation import delete as delete
 from pycontain.runtime.creation import read_config as read_config
 from pycontain.runtime.errors import Conflict, KernelError, NotFound, PycontainError
 from pycontain.runtime.jsontext import dump, parse
-from pycontain.runtime.kernel.cgroup import open_cgroup
+from pycontain.runtime.kernel.cgroup import number, open_cgroup
 from pycontain.runtime.kernel.host import probe
 from pycontain.runtime.plan.plan import Plan, exec_plan, read_plan
 from pycontain.runtime.spec import read_bounded
@@ -240,9 +240,69 @@ def ps(id: str, *, root: str) -> list[int]:
         return sorted(open_cgroup(container.fields["cgroup"]).pids())
 
 
-def stats(id: str, *, root: str) -> dict[str, Any]:
-    """What the kernel counts for the container (``Cgroup.stats``)."""
+def top(id: str, *, root: str) -> list[dict[str, Any]]:
+    """The processes: pid, user id, parent, seconds of processor time, command line.
+
+    Pids are this host's, or the guest's for a container in a machine.
+    """
     with Container.open(root, id) as container:
+        if "machine" in container.fields:
+            _awake(container, "list the processes of")
+            from pycontain.runtime.vm import machine
+
+            found = machine.processes(container)
+        else:
+            found = [row for pid in open_cgroup(container.fields["cgroup"]).pids() if (row := _process(pid))]
+    ticks = os.sysconf("SC_CLK_TCK")
+    return [_listed(*row, ticks) for row in sorted(found) if len(row[1].rpartition(b")")[2].split()) > 12]
+
+
+def _process(pid: int) -> tuple[int, bytes, bytes, int] | None:
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            stat = file.read()
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            return pid, stat, file.read(4096), os.stat(f"/proc/{pid}").st_uid
+    except OSError:
+        return None  # it has ended
+
+
+def _listed(pid: int, stat: bytes, command: bytes, uid: int, ticks: int) -> dict[str, Any]:
+    head, _, rest = stat.rpartition(b")")
+    fields = rest.split()
+    line = command.replace(b"\0", b" ").strip() or b"[" + head.partition(b"(")[2] + b"]"
+    return {
+        "pid": pid,
+        "uid": uid,
+        "ppid": number(fields[1].decode("ascii", "replace")) or 0,
+        "seconds": sum(number(field.decode("ascii", "replace")) or 0 for field in fields[11:13]) // ticks,
+        "command": line.decode(errors="backslashreplace"),
+    }
+
+
+def in_machine(id: str, *, root: str) -> dict[str, Any] | None:
+    """What is on record about the container's machine; None where it has none."""
+    with Container.open(root, id) as container:
+        found: dict[str, Any] | None = container.fields.get("machine")
+        return found
+
+
+def _awake(container: Container, what: str) -> None:
+    if container.status == "paused":
+        raise Conflict(f"cannot {what} container {container.id}: it is paused, and its machine with it")
+    container.require("exec")
+
+
+def stats(id: str, *, root: str) -> dict[str, Any]:
+    """What the kernel counts for the container (``Cgroup.stats``): its guest's where it is in a machine."""
+    with Container.open(root, id) as container:
+        if "machine" in container.fields:
+            if container.status == "stopped":  # the guest is gone; its stand-in wrote this down
+                return {"oom_kills": int(guest_oom(id, root=root))}
+            _awake(container, "ask for the statistics of")
+            from pycontain.runtime.vm import machine
+
+            return machine.stats(container)
         return open_cgroup(container.fields["cgroup"]).stats()
 
 
@@ -290,7 +350,7 @@ def copy_in(id: str, source: str, *, root: str) -> None:
     from pycontain.runtime.vm import machine
 
     with Container.open(root, id) as container:
-        if container.status in ("running", "paused"):
+        if container.status == "running":  # one that is paused gets it when it goes on
             machine.copy_in(container, source)
 
 

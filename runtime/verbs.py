@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import posix as os
 
-from pycontain.runtime.errors import KernelError, PycontainError, SpecError
+from pycontain.runtime.errors import KernelError, PycontainError, SpecError, Unsupported
 from pycontain.runtime.main import STARTING, Signals, console_of, foreground, preserved
 
 TYPE_CHECKING = False
@@ -232,8 +232,10 @@ def _list(root: str, options: dict[str, Any], words: list[str]) -> int:
 def _ps(root: str, options: dict[str, Any], words: list[str]) -> int:
     from pycontain.runtime import lifecycle
 
-    pids = lifecycle.ps(words[0], root=root)
     form = options.get("format", "table")
+    if form in ("json", "table") and lifecycle.in_machine(words[0], root=root):
+        return _ps_guest(root, form, words)
+    pids = lifecycle.ps(words[0], root=root)
     if form == "json":
         print("[" + ",".join(map(str, pids)) + "]")
         return 0
@@ -256,6 +258,24 @@ def _ps(root: str, options: dict[str, Any], words: list[str]) -> int:
     for line in lines:
         if int(line.split()[column]) in pids:
             print(line)
+    return 0
+
+
+def _ps_guest(root: str, form: str, words: list[str]) -> int:
+    """A guest has no ps(1) of ours; pids are its own."""
+    from pycontain.runtime import lifecycle
+
+    if words[1:]:
+        raise Unsupported(f"ps {' '.join(words[1:])}: the processes of a machine are listed without options of ps(1)")
+    rows = lifecycle.top(words[0], root=root)
+    if form == "json":
+        print("[" + ",".join(str(row["pid"]) for row in rows) + "]")
+        return 0
+    print("UID          PID    PPID     TIME CMD")
+    for row in rows:
+        minutes, seconds = divmod(row["seconds"], 60)
+        time = f"{minutes // 60:02}:{minutes % 60:02}:{seconds:02}"
+        print(f"{row['uid']:<10} {row['pid']:>5} {row['ppid']:>7} {time} {row['command']}")
     return 0
 
 

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TypedDict
 
 from pycontain.engine import Engine
 from pycontain.images import embedded, layout, reference
@@ -20,8 +21,15 @@ IMAGE = "alpine"
 _PYTHON_PATH = os.pathsep.join([str(ROOT), *(path for path in sys.path if path)])
 
 
+class Isolation(TypedDict, total=False):
+    isolation: str
+
+
 class Host:
-    """An engine below one directory. ``image`` is Alpine where the assets are, else busybox under the same name."""
+    """An engine below one directory. ``image`` is Alpine where the assets are, else busybox under the same name.
+
+    ``executor``: where the containers of the next commands run, ``namespaces`` of this host or a ``vm`` of their own.
+    """
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -29,6 +37,12 @@ class Host:
         self.run_directory = directory / "run"
         self.engine = Engine(str(self.data), str(self.run_directory))
         self.seen: set[str] = set()
+        self.executor = "namespaces"
+
+    @property
+    def isolation(self) -> Isolation:
+        """The executor as the Python API takes it."""
+        return {"isolation": "vm"} if self.executor == "vm" else {}
 
     def seed(self) -> None:
         """Put the image into the store."""
@@ -45,6 +59,8 @@ class Host:
 
     def argv(self, *words: str) -> list[str]:
         roots = ["--root", str(self.data), "--run-root", str(self.run_directory)]
+        if self.executor == "vm" and words and words[0] in ("run", "create"):
+            words = (words[0], "--isolation", "vm", *words[1:])
         return [sys.executable, "-m", "pycontain", *roots, *words]
 
     @property
@@ -119,10 +135,14 @@ class Host:
         folder = Path("/sys/class/net", bridge, "brif")
         return [f"link {name}" for name in os.listdir(folder)] if folder.is_dir() else []
 
-    def close(self) -> None:
-        """Remove every container, and the bridge."""
+    def clear(self) -> None:
+        """Remove every container."""
         for container in list(self.engine.containers.all()):
             self("rm", "-f", container.id, status=None)
+
+    def close(self) -> None:
+        """Remove every container, and the bridge."""
+        self.clear()
         self("system", "prune", "-f", "-a", "--volumes", status=None)
         self.engine.network.destroy()
         shutil.rmtree(self.directory, ignore_errors=True)

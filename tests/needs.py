@@ -184,6 +184,38 @@ def _vm() -> str | None:
     return machine.missing()
 
 
+@probe("guest_kernel")
+def _guest_kernel() -> str | None:
+    """A kernel for containers in machines: the one that PYCONTAIN_TEST_KERNEL names, or the distribution's."""
+    from tests.vm import kernel
+
+    chosen = os.environ.get("PYCONTAIN_TEST_KERNEL")
+    if chosen:
+        return None if os.path.isfile(chosen) else f"PYCONTAIN_TEST_KERNEL names {chosen}, which is not a file"
+    try:
+        kernel.kernel()
+    except kernel.Unavailable as why:
+        return str(why)
+    return None
+
+
+@probe("tun")
+def _tun() -> str | None:
+    """Taps are made, not only the device opened."""
+    return _root() or _try("unshare", "-n", "ip", "tuntap", "add", "probe0", "mode", "tap")
+
+
+@probe("virtiofsd")
+def _virtiofsd() -> str | None:
+    path = "/usr/libexec:/usr/lib/qemu"  # Debian's places, of its two implementations
+    return None if shutil.which("virtiofsd", path=path) else "virtiofsd is not installed"
+
+
+@probe("mkfs.ext4")
+def _mkfs_ext4() -> str | None:
+    return _try("mkfs.ext4", "-V")
+
+
 @probe("musl_gcc")
 def _musl_gcc() -> str | None:
     return _try("musl-gcc", "--version")
@@ -211,7 +243,7 @@ def _module(name: str) -> None:
         return None if importlib.util.find_spec(name) else f"the Python module {name} is not installed"
 
 
-for _name in ("runc", "crun", "podman", "getpcaps", "skopeo", "umoci", "clang", "htpasswd", "openssl", "unshare", "strace", "cpio"):
+for _name in ("runc", "crun", "podman", "getpcaps", "skopeo", "umoci", "clang", "htpasswd", "openssl", "unshare", "strace", "cpio", "mkfs.erofs"):
     _command(_name)
 for _name in ("cgroupspy", "pyroute2", "jsonschema", "prctl"):
     _module(_name)

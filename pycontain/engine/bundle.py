@@ -73,7 +73,7 @@ def _hostname(engine: Engine, container: Container, options: Options) -> str:
     if options.network == "host":
         return os.uname().nodename
     if options.network.startswith("container:"):
-        return str(engine.containers.find(options.network.partition(":")[2]).record.get("hostname") or "")
+        return str(joinable(engine, options.network.partition(":")[2]).record.get("hostname") or "")
     return container.id[:12]
 
 
@@ -298,11 +298,22 @@ def _seccomp(options: Options, caps: list[str]) -> dict[str, Any] | None:
     return default_profile(caps)
 
 
+def joinable(engine: Engine, text: str) -> Container:
+    """The container of ``--network container:text``. Raises NotFound, and Unsupported for one in a machine."""
+    target = engine.containers.find(text)
+    if target.options.get("isolation") == "vm":
+        raise Unsupported(
+            f'--network container:{text}: container "{target.label}" is in a machine of its own, which shares nothing',
+            hint="--network bridge",
+        )
+    return target
+
+
 def _network_target(engine: Engine, options: Options) -> Container | None:
     if not options.network.startswith("container:"):
         return None
     text = options.network.partition(":")[2]
-    target = engine.containers.find(text)
+    target = joinable(engine, text)
     if target.status() not in ("running", "paused"):
         raise Conflict(
             f'--network container:{text}: container "{target.label}" is not running',

@@ -137,6 +137,11 @@ def _resume(engine: Engine, container: Container) -> None:
             lifecycle.resume(container.id, root=engine.runtime_root)
             container.state["status"] = "running"
             container.save()
+            if container.options.get("isolation") == "vm":
+                try:  # names of the network that have changed meanwhile
+                    lifecycle.copy_in(container.id, container.path("hosts"), root=engine.runtime_root)
+                except PycontainError:
+                    pass  # a guest may be deaf on purpose, and goes on all the same
 
 
 def rename(engine: Engine, text: str, name: str) -> None:
@@ -163,28 +168,12 @@ def rename(engine: Engine, text: str, name: str) -> None:
 
 
 def top(engine: Engine, text: str) -> list[dict[str, Any]]:
-    """The processes: pid as the host numbers it, user id, seconds of processor time, command line."""
+    """``lifecycle.top``. Raises Conflict where it does not run, or its machine is paused."""
     container = engine.containers.find(text)
     container.running_or_refuse("list the processes of")
-    ticks = os.sysconf("SC_CLK_TCK")
-    found = []
-    for pid in lifecycle.ps(container.id, root=engine.runtime_root):
-        try:
-            with open(f"/proc/{pid}/stat", "rb") as file:
-                head, _, rest = file.read().rpartition(b")")
-            with open(f"/proc/{pid}/cmdline", "rb") as file:
-                line = file.read(4096).replace(b"\0", b" ").strip()
-            owner = os.stat(f"/proc/{pid}").st_uid
-        except OSError:
-            continue
-        fields = rest.split()
-        found.append(
-            {
-                "pid": pid,
-                "uid": owner,
-                "ppid": int(fields[1]),
-                "seconds": (int(fields[11]) + int(fields[12])) // ticks,
-                "command": (line or b"[" + head.partition(b"(")[2] + b"]").decode(errors="backslashreplace"),
-            }
+    if container.options.get("isolation") == "vm" and container.status() == "paused":
+        raise Conflict(
+            f'cannot list the processes of container "{container.label}": it is paused, and its machine with it',
+            hint=f"pycontain unpause {container.label}",
         )
-    return found
+    return lifecycle.top(container.id, root=engine.runtime_root)

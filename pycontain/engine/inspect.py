@@ -91,6 +91,26 @@ def container(engine: Engine, found: Container) -> dict[str, Any]:
             "StopTimeout": options.get("stop_timeout"),
         },
         "NetworkSettings": _network(record.get("network") if running else None, options),
+        "Machine": _machine(engine, found) if running and options.get("isolation") == "vm" else None,
+    }
+
+
+def _machine(engine: Engine, found: Container) -> dict[str, Any] | None:
+    """What a running container's machine is; None where it has ended meanwhile."""
+    from pycontain.runtime import lifecycle
+    from pycontain.runtime.errors import PycontainError
+
+    try:
+        machine = lifecycle.in_machine(found.id, root=engine.runtime_root) or {}
+    except PycontainError:
+        return None
+    return {
+        "Kind": machine.get("kind", ""),
+        "Acceleration": machine.get("accel", ""),
+        "Kernel": machine.get("kernel", ""),
+        "Memory": int(machine.get("memory") or 0) << 20,
+        "Cpus": machine.get("cpus") or 0,
+        "Template": machine.get("template") or "",
     }
 
 
@@ -132,6 +152,7 @@ def _host_config(options: dict[str, Any]) -> dict[str, Any]:
         "GroupAdd": options.get("groups") or None,
         "Init": bool(options.get("init")),
         "IpcMode": options.get("ipc_mode", "private"),
+        "Isolation": options.get("isolation", "container"),
         "Memory": options.get("memory") or 0,
         "MemorySwap": options.get("memory_swap") or 0,
         "NanoCpus": (options.get("cpu_quota") or 0) * 10_000,

@@ -459,21 +459,37 @@ def read(path: str) -> str:
 def read_int(path: str) -> int | None:
     """The number in a file; None for ``max``, for a file that is not there and for anything else."""
     try:
-        return int(read(path))
-    except (OSError, ValueError):
+        return number(read(path))
+    except OSError:
+        return None
+
+
+def number(text: str | None) -> int | None:
+    """The number that a file's text is; None for ``max``, for no text and for anything else."""
+    try:
+        return int(text or "")
+    except ValueError:
         return None
 
 
 def read_table(path: str) -> dict[str, int]:
     """A flat-keyed file (``key value`` lines) as a dict; {} if it is not there."""
-    table = {}
     try:
-        for line in read(path).splitlines():
-            key, _, value = line.rpartition(" ")
-            table[key] = int(value)
-    except (OSError, ValueError):
+        return table(read(path))
+    except OSError:
         return {}
-    return table
+
+
+def table(text: str | None) -> dict[str, int]:
+    """The ``key value`` lines of a file's text; {} where there is none or it is something else."""
+    found = {}
+    try:
+        for line in (text or "").splitlines():
+            key, _, value = line.rpartition(" ")
+            found[key] = int(value)
+    except ValueError:
+        return {}
+    return found
 
 
 def tree(directory: str) -> Iterator[str]:

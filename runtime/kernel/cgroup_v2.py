@@ -14,9 +14,11 @@ from pycontain.runtime.kernel.cgroup import (
     Hierarchy,
     check,
     host_has_swap,
+    number,
     read,
     read_int,
     read_table,
+    table,
     write,
     write_settings,
 )
@@ -24,6 +26,7 @@ from pycontain.runtime.paths import directory_of, exists
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from typing import Any
 
     from pycontain.runtime.kernel.cgroup import Setting
@@ -195,34 +198,50 @@ class CgroupV2(Cgroup):
         return read_table(f"{self._at}/memory.events").get("oom_kill", 0)
 
     def stats(self) -> dict[str, Any]:
-        result: dict[str, Any] = {"oom_kills": self.oom_kills()}
-        at = self._at + "/"
-        usage = read_int(at + "memory.current")
-        if usage is not None:
-            counts = read_table(at + "memory.stat")
-            result["memory"] = {
-                "usage": usage,
-                "limit": read_int(at + "memory.max"),
-                "peak": read_int(at + "memory.peak"),
-                "swap": read_int(at + "memory.swap.current"),
-                "file": counts.get("file", 0),
-                "inactive_file": counts.get("inactive_file", 0),
-                "anon": counts.get("anon", 0),
-            }
-        counts = read_table(at + "cpu.stat")
-        if counts:
-            cpu = {name: counts[f"{name}_usec"] * 1000 for name in ("usage", "user", "system")}
-            if "nr_periods" in counts:
-                cpu["periods"] = counts["nr_periods"]
-                cpu["throttled_periods"] = counts["nr_throttled"]
-                cpu["throttled"] = counts["throttled_usec"] * 1000
-            result["cpu"] = cpu
-        current = read_int(at + "pids.current")
-        if current is not None:
-            result["pids"] = {"current": current, "limit": read_int(at + "pids.max")}
-        if exists(at + "io.stat"):
-            result["io"] = _io(read(at + "io.stat"))
-        return result
+        texts = {}
+        for name in STATS:
+            try:
+                texts[name] = read(f"{self._at}/{name}")
+            except OSError:
+                pass
+        return counted(texts)
+
+
+STATS = (
+    "memory.events", "memory.current", "memory.max", "memory.peak", "memory.swap.current", "memory.stat",
+    "cpu.stat", "pids.current", "pids.max", "io.stat",
+)  # fmt: skip
+
+
+def counted(texts: Mapping[str, str]) -> dict[str, Any]:
+    """``Cgroup.stats`` of the texts of those files of ``STATS`` that are there: this host's or a guest's."""
+    result: dict[str, Any] = {"oom_kills": table(texts.get("memory.events")).get("oom_kill", 0)}
+    usage = number(texts.get("memory.current"))
+    if usage is not None:
+        counts = table(texts.get("memory.stat"))
+        result["memory"] = {
+            "usage": usage,
+            "limit": number(texts.get("memory.max")),
+            "peak": number(texts.get("memory.peak")),
+            "swap": number(texts.get("memory.swap.current")),
+            "file": counts.get("file", 0),
+            "inactive_file": counts.get("inactive_file", 0),
+            "anon": counts.get("anon", 0),
+        }
+    counts = table(texts.get("cpu.stat"))
+    if counts:
+        cpu = {name: counts.get(f"{name}_usec", 0) * 1000 for name in ("usage", "user", "system")}
+        if "nr_periods" in counts:
+            cpu["periods"] = counts["nr_periods"]
+            cpu["throttled_periods"] = counts.get("nr_throttled", 0)
+            cpu["throttled"] = counts.get("throttled_usec", 0) * 1000
+        result["cpu"] = cpu
+    current = number(texts.get("pids.current"))
+    if current is not None:
+        result["pids"] = {"current": current, "limit": number(texts.get("pids.max"))}
+    if "io.stat" in texts:
+        result["io"] = _io(texts["io.stat"])
+    return result
 
 
 def _limit(value: int) -> str:
@@ -235,9 +254,9 @@ def _io(text: str) -> dict[str, int]:
     for field in text.split():
         key, _, value = field.partition("=")
         if key == "rbytes":
-            total["read"] += int(value)
+            total["read"] += number(value) or 0
         elif key == "wbytes":
-            total["written"] += int(value)
+            total["written"] += number(value) or 0
     return total
 
 

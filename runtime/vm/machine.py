@@ -14,7 +14,7 @@ import time
 from pycontain.runtime.channel import ChannelClosed
 from pycontain.runtime.errors import PycontainError, SpecError, Unsupported
 from pycontain.runtime.jsontext import dump
-from pycontain.runtime.kernel.cgroup_v2 import CONTROLLERS, PlannedCgroup
+from pycontain.runtime.kernel.cgroup_v2 import CONTROLLERS, STATS, PlannedCgroup, counted
 from pycontain.runtime.kernel.host import Host
 from pycontain.runtime.plan.plan import NAMESPACES, Plan, exec_plan, plan
 from pycontain.runtime.vm import disk, port, qemu, settings
@@ -34,7 +34,10 @@ MIB = 1 << 20
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOATIME = 1, 2, 4, 1024
 BOOT_SECONDS = 30.0
 _QEMU_MIB = 128  # what QEMU needs beside the guest's memory: its own, and 64 MiB of translated code
+_PAGES_PER_STRUCT = 64  # a guest's kernel keeps 64 bytes about each page of 4 KiB
 _FILE_MAX = 1 << 20
+_KERNEL_FILE = 1 << 16
+_MOST_PROCESSES = 4096
 _CGROUPS = "/sys/fs/cgroup"
 _OWN = "/run/container"  # in the guest: what belongs to the container
 _NS_FILES = (
@@ -285,6 +288,8 @@ class Machine:
             ("reseed", os.urandom(64)),
             ("clock", now // 10**9, now % 10**9),
             ("enter_root",),
+            # As on a host with plenty of memory: the cgroup limits what is used, not what is asked for.
+            ("write", "/proc/sys/vm/overcommit_memory", "1"),
             *self._cgroup.operations(self._inside["linux"]["resources"], names),
             ("mount", "tmpfs", _OWN, "tmpfs", 0, "mode=0700", 0),
         ]
@@ -313,7 +318,8 @@ def _size(found: settings.Settings, resources: dict[str, Any]) -> None:
     """The guest's memory and processors, from the container's limits."""
     limit = (resources.get("memory") or {}).get("limit") or 0
     if limit > 0:
-        found.memory = -(-limit // MIB) + found.overhead
+        mib = -(-limit // MIB)
+        found.memory = mib + mib // _PAGES_PER_STRUCT + found.overhead
     cpu = resources.get("cpu") or {}
     if found.cpus is None:
         quota = cpu.get("quota") or 0
@@ -360,6 +366,30 @@ def copy_in(container: Container, source: str) -> None:
         return
     data, mode = _content(source, source)
     with port.Caller(container.directory) as caller:
+def stats(container: Container) -> dict[str, Any]:
+    """What the guest's kernel counts for the container, as ``Cgroup.stats`` has it."""
+    at = f"{_CGROUPS}{container.fields['cgroup']}"
+    with port.Caller(container.directory) as caller:
+        found = caller.call([("enter_root",), *(("read", f"{at}/{name}", _KERNEL_FILE) for name in STATS)])
+    return counted({name: data.decode("ascii", "replace") for name, data in zip(STATS, found) if data is not None})
+
+
+def processes(container: Container) -> list[tuple[int, bytes, bytes, int]]:
+    """The container's processes as the guest numbers them: pid, /proc/PID/stat, command line, effective user."""
+    at = f"{_CGROUPS}{container.fields['cgroup']}/cgroup.procs"
+    with port.Caller(container.directory) as caller:
+        (listed,) = caller.call([("enter_root",), ("read", at, _KERNEL_FILE)])
+        pids = [int(word) for word in (listed or b"").split() if word.isdigit()][:_MOST_PROCESSES]
+        files = [("read", f"/proc/{pid}/{name}", 4096) for pid in pids for name in ("stat", "cmdline", "status")]
+        found = iter(caller.call([("enter_root",), *files]))
+    rows = []
+    for pid, stat, command, status in zip(pids, found, found, found):
+        user = (status or b"").partition(b"\nUid:")[2].split()[1:2]
+        if stat is not None and user and user[0].isdigit():  # else it has ended
+            rows.append((pid, stat, command or b"", int(user[0])))
+    return rows
+
+
         caller.call([("enter_root",), ("file", inside, mode, data)], seconds=1.0)
 
 

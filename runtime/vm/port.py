@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import socket
 import time
+from errno import ENOENT, ESRCH
 from fcntl import LOCK_EX, LOCK_NB, flock
 
 from pycontain.runtime import channel
@@ -183,6 +184,6 @@ def _plan(ops: Sequence[Op]) -> Plan:
 
 def _data(payload: bytes) -> bytes | None:
     number = int.from_bytes(payload[:4], "little")
-    if number in (0, 2):
+    if number in (0, ENOENT, ESRCH):  # no such file; no such process any more
         return None if number else payload[4:]
     raise KernelError("cannot read a file of the guest", number)

@@ -34,7 +34,7 @@ class Settings:
         self.machine = "auto"
         self.accel = "auto"
         self.memory = 512
-        self.overhead = 64
+        self.overhead = 96
         self.cpus: int | None = None
         self.templates = True
         self.domain = ""

@@ -6,7 +6,29 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests import machine_tools
 from tests.engine_tools import Host
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """The bodies of a file that is marked ``both_executors`` run over both, but for those that say why not."""
+    marked = {marker.name for marker in metafunc.definition.iter_markers()}
+    if "executor" not in metafunc.fixturenames or "both_executors" not in marked:
+        return
+    vm = pytest.param("vm", marks=pytest.mark.needs(*machine_tools.NEEDS))
+    values = ["namespaces"] if "namespaces_only" in marked else ["namespaces", vm]
+    metafunc.parametrize("executor", values, indirect=True)
+
+
+@pytest.fixture
+def executor(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> str:
+    """Where the test's containers run: ``namespaces``, or ``vm`` with settings of the tests' own."""
+    name = str(getattr(request, "param", "namespaces"))
+    if name == "vm":
+        monkeypatch.setenv("PYCONTAIN_VM_CONFIG", str(machine_tools.settings(tmp_path_factory.mktemp("vm"))))
+    return name
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +41,11 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
 
 
 @pytest.fixture
-def host(machine: Host) -> Iterator[Host]:
+def host(machine: Host, executor: str) -> Iterator[Host]:
     """Every test leaves nothing behind: no record, name, lease, mount, cgroup, link or process."""
+    machine.executor = executor
     yield machine
-    assert machine.left() == []
+    machine.executor = "namespaces"
+    left = machine.left()
+    machine.clear()  # one failure is enough
+    assert left == []

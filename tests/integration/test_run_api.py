@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,15 +16,14 @@ import pycontain
 from tests.engine_tools import IMAGE, ROOT, Host
 from tests.runtime_tools import make_rootfs, write_bundle
 
-pytestmark = pytest.mark.needs("root", "overlayfs", "bridge", "veth", "nft")
+pytestmark = [pytest.mark.needs("root", "overlayfs", "bridge", "veth", "nft"), pytest.mark.both_executors]
 
 
 @pytest.fixture
-def host(machine: Host, monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
-    monkeypatch.setenv("PYCONTAIN_ROOT", str(machine.data))
-    monkeypatch.setenv("PYCONTAIN_RUN", str(machine.run_directory))
-    yield machine
-    assert machine.left() == []
+def host(host: Host, monkeypatch: pytest.MonkeyPatch) -> Host:
+    monkeypatch.setenv("PYCONTAIN_ROOT", str(host.data))
+    monkeypatch.setenv("PYCONTAIN_RUN", str(host.run_directory))
+    return host
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +32,9 @@ def rootfs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_run_returns_status_and_output(host: Host) -> None:
-    result = pycontain.run(IMAGE, ["sh", "-c", "echo out; echo err >&2; exit 3"], memory="64m", env={"A": "1"})
+    result = pycontain.run(
+        IMAGE, ["sh", "-c", "echo out; echo err >&2; exit 3"], memory="64m", env={"A": "1"}, **host.isolation
+    )
     assert (result.exit_code, result.stdout, result.stderr, result.oom_killed) == (3, b"out\n", b"err\n", False)
 
 
@@ -48,23 +49,26 @@ def test_input_and_options_as_python_values(host: Host, tmp_path: Path) -> None:
         cpus=0.5,
         pids_limit=50,
         network="none",
+        **host.isolation,
     )
     assert (result.exit_code, result.stdout) == (1, b"in\nb\n/tmp\n")
 
 
 def test_running_out_of_memory_is_told(host: Host) -> None:
-    result = pycontain.run(IMAGE, ["dd", "if=/dev/zero", "of=/dev/null", "bs=100M", "count=1"], memory="64m")
+    result = pycontain.run(
+        IMAGE, ["dd", "if=/dev/zero", "of=/dev/null", "bs=100M", "count=1"], memory="64m", **host.isolation
+    )
     assert (result.exit_code, result.oom_killed) == (137, True)
 
 
 def test_errors_are_the_classes_of_the_package(host: Host) -> None:
     with pytest.raises(pycontain.PycontainError) as caught:
-        pycontain.run(IMAGE, ["nosuch"])
+        pycontain.run(IMAGE, ["nosuch"], **host.isolation)
     assert caught.value.exit_code == 127
     with pytest.raises(pycontain.NotFound):
         pycontain.run("nosuch", pull="never")
     with pytest.raises(pycontain.Unsupported):
-        pycontain.run(IMAGE, isolation="vm")
+        pycontain.run(IMAGE, userns="auto", **host.isolation)
     with pytest.raises(TypeError, match="there is no option 'frob'"):
         pycontain.run(IMAGE, frob=1)  # type: ignore[call-arg]
     with pytest.raises(TypeError, match="env is a list of strings, not one string"):
@@ -73,7 +77,7 @@ def test_errors_are_the_classes_of_the_package(host: Host) -> None:
 
 def test_a_container_object_lives_through_every_verb(host: Host) -> None:
     container = pycontain.create(
-        IMAGE, ["sh", "-c", "echo up; trap 'exit 5' TERM; while :; do sleep 0.05; done"], name="api"
+        IMAGE, ["sh", "-c", "echo up; trap 'exit 5' TERM; while :; do sleep 0.05; done"], name="api", **host.isolation
     )
     assert (container.name, container.status) == ("api", "created")
     container.start()
@@ -100,7 +104,7 @@ def test_an_interrupted_run_leaves_nothing(host: Host) -> None:
     signal.setitimer(signal.ITIMER_REAL, 1.0)
     try:
         with pytest.raises(KeyboardInterrupt):
-            pycontain.run(IMAGE, ["sleep", "100"])
+            pycontain.run(IMAGE, ["sleep", "100"], **host.isolation)
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
@@ -129,7 +133,7 @@ def test_threads_do_not_disturb_each_other(host: Host, tmp_path: Path, rootfs: P
     def work(number: int) -> None:
         for _ in range(3):
             results.append(pycontain.run(bundle=bundle).stdout)
-            results.append(pycontain.run(IMAGE, ["echo", "x"], network="none").stdout)
+            results.append(pycontain.run(IMAGE, ["echo", "x"], network="none", **host.isolation).stdout)
 
     threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
     for thread in threads:
@@ -181,4 +185,11 @@ def test_a_container_that_others_remove_as_it_ends_still_gives_its_status(
         return ended
 
     monkeypatch.setattr(attach, "stream", and_then_removed)
-    assert pycontain.run(IMAGE, ["sh", "-c", "echo out; exit 3"], network="none").exit_code == 3
+    assert pycontain.run(IMAGE, ["sh", "-c", "echo out; exit 3"], network="none", **host.isolation).exit_code == 3
+
+
+def test_it_may_be_called_where_an_event_loop_runs(host: Host) -> None:
+    async def main() -> bytes:
+        return pycontain.run(IMAGE, ["echo", "x"], network="none", **host.isolation).stdout
+
+    assert asyncio.run(main()) == b"x\n"

@@ -15,7 +15,11 @@ import pytest
 
 from tests.engine_tools import IMAGE, Host, read_until
 
-pytestmark = [pytest.mark.needs("root", "overlayfs", "bridge", "veth", "nft"), pytest.mark.timeout(120)]
+pytestmark = [
+    pytest.mark.needs("root", "overlayfs", "bridge", "veth", "nft"),
+    pytest.mark.timeout(120),
+    pytest.mark.both_executors,
+]
 LOOP = "while :; do sleep 0.1; done"
 
 
@@ -174,6 +178,10 @@ def test_limits_are_in_the_kernel_and_hold(host: Host) -> None:
         status=137,
     )
     assert done.stderr == "pycontain: container fat was OOM killed (memory limit 64 MiB)\n"
+    fill = "dd if=/dev/zero of=/dev/shm/x bs=1M count={} 2>/dev/null && echo fits"
+    words = ("run", "--rm", "--memory", "64m", "--shm-size", "90m", IMAGE, "sh", "-c")
+    assert host.out(*words, fill.format(58)) == "fits\n"  # the limit is the container's, whatever is around it
+    assert host.out(*words, fill.format(70), status=None) == ""
     script = "i=0; while [ $i -lt 40 ]; do sleep 5 & i=$((i+1)); done; echo done"
     done = host("run", "--rm", "--pids-limit", "20", IMAGE, "sh", "-c", script, status=None)
     assert "can't fork" in done.stderr
@@ -256,6 +264,12 @@ def test_containers_reach_each_other_by_name_also_after_a_rename(host: Host) -> 
     host("rename", "one", "uno")
     assert "1 packets received" in host.out("run", "--rm", IMAGE, "ping", "-c1", "-W2", "uno")
     assert host("run", "--rm", IMAGE, "ping", "-c1", "-W2", "one", status=None).returncode != 0
+    host("rm", "-f", "uno")
+
+
+@pytest.mark.namespaces_only("test_vm_isolation.py has the refusals, from and to a machine")
+def test_a_container_joins_the_network_of_another(host: Host) -> None:
+    host("run", "-d", "--name", "uno", IMAGE, "sh", "-c", LOOP)
     address = json.loads(host.out("inspect", "uno"))[0]["NetworkSettings"]["IPAddress"]
     assert address in host.out("run", "--rm", "--network", "container:uno", IMAGE, "cat", "/etc/hosts")
     assert address in host.out("run", "--rm", "--network", "container:uno", IMAGE, "ip", "addr")

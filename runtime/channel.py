@@ -18,27 +18,44 @@ MAX_BYTES = 1 << 20
 NO_OP = 0xFFFFFFFF  # the index of a failure that is no operation's
 
 
+DETAIL_BYTES = 300  # of a failure's words, which may be a hostile guest's
+
+
 class ChannelClosed(PycontainError):
-    """Init closed the channel where a message was due."""
+    """Init closed the channel, or said nothing in time, where a message was due."""
+
+
+class Nonsense(ChannelClosed):
+    """What came is no message, or is not the one that was due."""
+
+
+def message(kind: int, payload: bytes = b"") -> bytes:
+    return kind.to_bytes(4, "little") + len(payload).to_bytes(4, "little") + payload
 
 
 def send(fd: int, kind: int, payload: bytes = b"") -> None:
     """Write one message; BrokenPipeError where init is gone."""
-    data = kind.to_bytes(4, "little") + len(payload).to_bytes(4, "little") + payload
+    data = message(kind, payload)
     while data:
         data = data[os.write(fd, data) :]
 
 
 def receive(fd: int) -> tuple[int, bytes] | None:
-    """The next message, or None at the end of the stream. Raises PycontainError for a message out of bounds."""
+    """The next message, or None at the end of the stream. Raises Nonsense for a message out of bounds."""
     head = _exactly(fd, 8)
     if head is None:
         return None
-    kind, size = int.from_bytes(head[:4], "little"), int.from_bytes(head[4:], "little")
-    if kind not in NAMES or size > MAX_BYTES:
-        raise PycontainError(f"init sent nonsense: found message {kind} of {size} bytes")
+    kind, size = header(head)
     payload = _exactly(fd, size)
     return None if payload is None else (kind, payload)
+
+
+def header(head: bytes, most: int = MAX_BYTES) -> tuple[int, int]:
+    """The type and the size of the message that begins so; of at most ``most`` bytes. Raises Nonsense."""
+    kind, size = int.from_bytes(head[:4], "little"), int.from_bytes(head[4:], "little")
+    if kind not in NAMES or size > most:
+        raise Nonsense(f"init sent nonsense: found message {kind} of {size} bytes")
+    return kind, size
 
 
 def _exactly(fd: int, size: int) -> bytes | None:
@@ -57,6 +74,9 @@ def _exactly(fd: int, size: int) -> bytes | None:
 def failure(payload: bytes) -> tuple[int, int, str]:
     """``(operation index, errno, detail)`` of a FAILED message; the detail is a call's text or says what was found."""
     if len(payload) < 8:
-        raise PycontainError("init sent nonsense: found a failure of less than 8 bytes")
+        raise Nonsense("init sent nonsense: found a failure of less than 8 bytes")
     error = int.from_bytes(payload[4:8], "little", signed=True)
-    return int.from_bytes(payload[:4], "little"), error, payload[8:].decode("utf-8", "replace")
+    detail = payload[8 : 8 + DETAIL_BYTES].decode("utf-8", "replace")
+    if not detail.isprintable():  # it goes to a terminal
+        detail = "".join(c if c.isprintable() else "?" for c in detail)
+    return int.from_bytes(payload[:4], "little"), error, detail

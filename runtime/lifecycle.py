@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 GUEST_KILL = 64  # SIGRTMAX to a machine's stand-in: SIGKILL to the process in the guest, as init/stand_in.h has it
 _GUEST_KILL_MS = 2000
+_COPY_SECONDS = 0.1
 _NS_FILES = (
     ("user", "user"),
     ("pid", "pid"),
@@ -71,7 +72,12 @@ def start(id: str, *, root: str) -> None:
             raise Conflict(f"cannot start container {id}: it was started before ({error.strerror})") from None
         finally:
             os.close(directory)
-        started(container, namespaces.Process(lambda: _plan_again(container), 0, client.detach()))
+        process = namespaces.Process(lambda: _plan_again(container), 0, client.detach())
+        if "machine" in container.fields:
+            from pycontain.runtime.vm.port import BOOT_SECONDS
+
+            process.takes(lambda: _plan_again(container), BOOT_SECONDS)
+        started(container, process)
 
 
 def _plan_again(container: Container) -> Plan:
@@ -197,6 +203,8 @@ def exec(
     except BaseException:
         started.close()
         if started.pid and launcher is None:
+            if guest is not None:
+                os.kill(started.pid, 9)  # our child; what it stands in for may not end for our sake
             os.waitpid(started.pid, 0)
         raise
     if pid_file is not None:
@@ -346,12 +354,19 @@ def read_inside(id: str, paths: list[str], limit: int, *, root: str) -> list[byt
 
 
 def copy_in(id: str, source: str, *, root: str) -> None:
-    """Give a container in a machine the new content of a file that it got as a copy of ``source``."""
+    """Give a container in a machine the new content of a file that it got as a copy of ``source``.
+
+    For other containers' sake it waits neither for a lock nor for a guest: one that is being made looks again itself.
+    """
     from pycontain.runtime.vm import machine
 
-    with Container.open(root, id) as container:
-        if container.status == "running":  # one that is paused gets it when it goes on
-            machine.copy_in(container, source)
+    try:
+        with Container.open(root, id, wait=_COPY_SECONDS) as container:
+            running = container.status == "running"  # one that is paused gets it when it goes on
+    except Conflict:
+        return
+    if running:
+        machine.copy_in(container, source)
 
 
 def guest_oom(id: str, *, root: str) -> bool:

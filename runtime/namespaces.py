@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 
 _SEALS = F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE
 INIT = f"{__file__.rpartition('/')[0]}/init/pycontain-init"
-_UNSHARED_SECONDS = 10
+_UNSHARED_SECONDS = 10.0
+_PID_MAX = 1 << 22  # proc_sys_kernel(5)
 
 
 def sealed_memfd(name: str, data: bytes) -> int:
@@ -61,6 +62,7 @@ class Process:
         self.channel = fd
         self._stage0 = stage0
         self._started = False
+        self._seconds = 0.0
 
     @property
     def plan(self) -> Plan:
@@ -68,21 +70,24 @@ class Process:
 
     def unshared(self) -> int:
         """Waits until the first process exists; its pid."""
-        # Killed between clone and message, stage 0 leaves a child that waits for us: hence a limit (socket(7)).
-        _receive_timeout(self.channel, _UNSHARED_SECONDS)
-        try:
-            payload = self._expect(channel.UNSHARED)
-        except BlockingIOError:
-            raise PycontainError(f"init said nothing for {_UNSHARED_SECONDS} s and was given up") from None
-        _receive_timeout(self.channel, 0)
-        pid = int.from_bytes(payload, "little")
+        # Killed between clone and message, stage 0 leaves a child that waits for us: hence a limit.
+        if not self._seconds:
+            _timeout(self.channel, _UNSHARED_SECONDS)
+        payload = self._expect(channel.UNSHARED)
+        if not self._seconds:
+            _timeout(self.channel, 0)
+        pid = int.from_bytes(payload[:8], "little")
+        if len(payload) != 4 or not 0 < pid <= _PID_MAX:
+            raise channel.Nonsense(f"init sent nonsense: found process {pid}")
         self.pid = self.pid or pid
         self._reap_stage0()
         return pid
 
-    def takes(self, plan: Callable[[], Plan]) -> None:
-        """From here on the dialogue is about another plan: the guest's, behind a stand-in."""
+    def takes(self, plan: Callable[[], Plan], seconds: float) -> None:
+        """From here on it is a guest, behind a stand-in, that speaks, about its plan: in time, for each word."""
         self._plan = plan
+        self._seconds = seconds
+        _timeout(self.channel, seconds)
 
     def go(self, state: bytes, *, start_too: bool = False) -> None:
         """Let init make the container; returns when it is ready. ``start_too``: and let the program run after that."""
@@ -104,7 +109,7 @@ class Process:
 
     def running(self) -> None:
         """execve closes the channel; a message is a failure."""
-        message = channel.receive(self.channel)
+        message = self._receive()
         if message is not None:
             raise self._failure(message)
         self.close()
@@ -122,9 +127,22 @@ class Process:
             channel.send(self.channel, kind, payload)
         except BrokenPipeError:
             pass  # the reason is still to be read
+        except BlockingIOError:
+            raise self._silent() from None
+
+    def _receive(self) -> tuple[int, bytes] | None:
+        try:
+            return channel.receive(self.channel)
+        except BlockingIOError:
+            raise self._silent() from None
+
+    def _silent(self) -> channel.ChannelClosed:
+        return channel.ChannelClosed(
+            f"init said nothing for {self._seconds or _UNSHARED_SECONDS:.0f} s and was given up"
+        )
 
     def _expect(self, kind: int) -> bytes:
-        message = channel.receive(self.channel)
+        message = self._receive()
         if message is None:
             raise channel.ChannelClosed(f"init ended before it said {channel.NAMES[kind]!r} (was it killed?)")
         if message[0] != kind:
@@ -133,7 +151,7 @@ class Process:
 
     def _failure(self, message: tuple[int, bytes]) -> PycontainError:
         if message[0] != channel.FAILED:
-            return PycontainError(f"init sent nonsense: found message {channel.NAMES[message[0]]!r} out of order")
+            return channel.Nonsense(f"init sent nonsense: found message {channel.NAMES[message[0]]!r} out of order")
         return failure(self.plan, message[1])
 
     def _reap_stage0(self) -> None:
@@ -148,12 +166,14 @@ class Process:
             self._reap_stage0()
 
 
-def _receive_timeout(fd: int, seconds: int) -> None:
-    """SO_RCVTIMEO of a socket; 0: none."""
+def _timeout(fd: int, seconds: float) -> None:
+    """How long one read or write may take (socket(7)); 0: without end."""
     sock = _socket.socket(fileno=fd)
     try:
-        timeval = seconds.to_bytes(8, "little") + b"\0" * 8
+        micros = int(seconds * 1_000_000)
+        timeval = (micros // 1_000_000).to_bytes(8, "little") + (micros % 1_000_000).to_bytes(8, "little")
         sock.setsockopt(_socket.SOL_SOCKET, _socket.SO_RCVTIMEO, timeval)
+        sock.setsockopt(_socket.SOL_SOCKET, _socket.SO_SNDTIMEO, timeval)
     finally:
         sock.detach()
 

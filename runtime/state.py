@@ -7,7 +7,7 @@ between create and start, control.sock. The lock is flock(2) on the directory it
 from __future__ import annotations
 
 import posix as os
-from fcntl import LOCK_EX, flock
+from fcntl import LOCK_EX, LOCK_NB, flock
 
 from pycontain.runtime.errors import Conflict, KernelError, NotFound, PycontainError
 from pycontain.runtime.jsontext import dump, parse
@@ -60,6 +60,20 @@ def start_time(pid: int) -> int | None:
     return None if fields[0] in (b"Z", b"X") else int(fields[19])
 
 
+def _locked(fd: int, seconds: float) -> bool:
+    from time import monotonic, sleep
+
+    deadline = monotonic() + seconds
+    while True:
+        try:
+            flock(fd, LOCK_EX | LOCK_NB)
+            return True
+        except BlockingIOError:
+            if monotonic() >= deadline:
+                return False
+            sleep(0.005)
+
+
 _boot_id: list[str] = []
 
 
@@ -103,15 +117,22 @@ class Container:
         return container
 
     @classmethod
-    def open(cls, root: str, id: str) -> Container:
-        """An existing container, locked. Raises NotFound; PycontainError for a format of another version."""
+    def open(cls, root: str, id: str, *, wait: float | None = None) -> Container:
+        """An existing container, locked. Raises NotFound; PycontainError for a format of another version.
+
+        Raises Conflict where somebody else has the lock for ``wait`` seconds.
+        """
         check_id(id)
         while True:
             try:
                 fd = os.open(f"{root}/{id}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             except OSError:
                 raise NotFound(f"container {id} does not exist") from None
-            flock(fd, LOCK_EX)
+            if wait is None:
+                flock(fd, LOCK_EX)
+            elif not _locked(fd, wait):
+                os.close(fd)
+                raise Conflict(f"cannot look at container {id}: somebody else is at work on it")
             if os.fstat(fd).st_nlink:
                 break
             os.close(fd)  # it was deleted while we waited

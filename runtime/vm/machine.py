@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from pycontain.runtime.state import Container
 
 MIB = 1 << 20
+COPY_SECONDS = 1.0  # another container's start waits for it
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOATIME = 1, 2, 4, 1024
-BOOT_SECONDS = 30.0
 _QEMU_MIB = 128  # what QEMU needs beside the guest's memory: its own, and 64 MiB of translated code
 _PAGES_PER_STRUCT = 64  # a guest's kernel keeps 64 bytes about each page of 4 KiB
 _FILE_MAX = 1 << 20
@@ -87,6 +87,7 @@ class Machine:
         self._cgroup = PlannedCgroup(_CGROUPS, cgroup_path)
         self._bundle, self._keyring, self._reap = bundle, keyring, reap
         self._files: dict[str, str] = {}  # what is copied into the guest: path here, path there
+        self._copied: dict[str, tuple[bytes, int]] = {}
         self._parts: Parts | None = None
         self._shares: list[tuple[str, bool]] = []
         self._sources: dict[str, str] = {}  # what of the host the configuration names: path, JSON path
@@ -245,7 +246,7 @@ class Machine:
             process.go(state)
             assert self._parts is not None
             self._parts.handed_over()
-            process.takes(lambda: self.plan)
+            process.takes(lambda: self.plan, port.BOOT_SECONDS)
             if container.fields["machine"]["template"]:
                 self._wake(container)
             with port.Caller(container.directory) as caller:
@@ -262,10 +263,21 @@ class Machine:
                     ops += [("netlink", text, request) for text, request in self._lease.guest_netlink(pid)]
                 if ops:
                     caller.call(ops)
+                self._renew(caller)
             process.go(state)
         except (port.GuestGone, ChannelClosed) as error:
             said = self._parts.said() if self._parts is not None else ""
             raise PycontainError(f"cannot boot the machine of {self.id}: {error.message}{said}") from None
+
+    def _renew(self, caller: port.Caller) -> None:
+        """Who has changed a file since it was copied did not wait for us."""
+        ops: list[Op] = []
+        for source, inside in self._files.items():
+            found = _content(source, "$.mounts")
+            if found != self._copied[source]:
+                ops.append(("file", inside, found[1], found[0]))
+        if ops:
+            caller.call([("enter_root",), *ops])
 
     def _wake(self, container: Container) -> None:
         from pycontain.runtime.vm.qmp import Monitor
@@ -280,7 +292,7 @@ class Machine:
         ops.append(("read", self._cgroup.controllers_file, 4096))
         # No more than two, so that two questions tell which is which.
         ops.append(("read", "/sys/block/vda/serial", 20))
-        last_cap, controllers, serial = caller.call(ops, seconds=BOOT_SECONDS)
+        last_cap, controllers, serial = caller.call(ops, seconds=port.BOOT_SECONDS)
         disks = ["/dev/vda", "/dev/vdb"] if serial == b"disk0" else ["/dev/vdb", "/dev/vda"]
         names = [name for name in (controllers or b"").decode("ascii", "replace").split() if name in CONTROLLERS]
         now = time.time_ns()
@@ -301,10 +313,17 @@ class Machine:
             ops.append(("mount", disks[1], f"{_OWN}/disk", "ext4", MS_NOATIME, "", 0))
         ops += [("mkdir", f"{_OWN}/{name}", 0o755, 0, 0) for name in ("disk/upper", "disk/work", "merged", "files")]
         for source, inside in self._files.items():
-            data, mode = _content(source, "$.mounts")
+            self._copied[source] = data, mode = _content(source, "$.mounts")
             ops.append(("file", inside, mode, data))
         caller.call(ops)
-        return {"last_cap": min(int(last_cap or b"0"), 63)}
+        return {"last_cap": _last_cap(last_cap)}
+
+
+def _last_cap(said: bytes | None) -> int:
+    text = (said or b"").strip()
+    if not text.isdigit() or len(text) > 2:
+        raise port.GuestGone(f"the guest has no last capability: it said {text!r}")
+    return min(int(text), 63)
 
 
 def terminal_of(process: dict[str, Any], console: int | None) -> tuple[int, int, int] | None:
@@ -359,13 +378,6 @@ def read_inside(container: Container, paths: list[str], limit: int) -> list[byte
         return caller.call(ops, files=files)
 
 
-def copy_in(container: Container, source: str) -> None:
-    """The new content of ``source`` for the guest's copy of it. A guest that does not answer at once is left alone."""
-    inside = container.fields["machine"]["files"].get(source)
-    if inside is None:
-        return
-    data, mode = _content(source, source)
-    with port.Caller(container.directory) as caller:
 def stats(container: Container) -> dict[str, Any]:
     """What the guest's kernel counts for the container, as ``Cgroup.stats`` has it."""
     at = f"{_CGROUPS}{container.fields['cgroup']}"
@@ -390,7 +402,14 @@ def processes(container: Container) -> list[tuple[int, bytes, bytes, int]]:
     return rows
 
 
-        caller.call([("enter_root",), ("file", inside, mode, data)], seconds=1.0)
+def copy_in(container: Container, source: str) -> None:
+    """The new content of ``source`` for the guest's copy of it. A guest that does not answer at once is left alone."""
+    inside = container.fields["machine"]["files"].get(source)
+    if inside is None:
+        return
+    data, mode = _content(source, source)
+    with port.Caller(container.directory, wait=COPY_SECONDS) as caller:
+        caller.call([("enter_root",), ("file", inside, mode, data)], seconds=COPY_SECONDS)
 
 
 def _content(source: str, where: str) -> tuple[bytes, int]:
@@ -452,7 +471,7 @@ class Exec:
     def begin(self, process: Process) -> None:
         """From the stand-in to a process in the guest that waits for "go"."""
         process.go(b"")
-        process.takes(lambda: self.plan)
+        process.takes(lambda: self.plan, port.ANSWER_SECONDS)
         flags = port.WANT_CONSOLE if self.plan.console else port.WANT_STDIO
         port.send_plan(process.channel, self.plan.ops, port.session(flags, self._cgroup, self._files))
         process.unshared()

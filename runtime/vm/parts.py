@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pycontain.runtime.vm.settings import Settings
 
 _LOG_BYTES = 65536
+_SAID = 200  # characters of its last line
 VIRTIOFSD = ("/usr/libexec/virtiofsd", "/usr/lib/qemu/virtiofsd")
 
 
@@ -120,7 +121,7 @@ class Parts:
     def said(self) -> str:
         """What QEMU or the guest said last, for the words of a failure; ``""`` for nothing."""
         text = os.pread(self.log, _LOG_BYTES, 0).rstrip(b"\0").decode("utf-8", "replace").strip()
-        return f": it said last {text.splitlines()[-1].strip()!r}" if text else ""
+        return f": it said last {text.splitlines()[-1].strip()[-_SAID:]!r}" if text else ""
 
     def handed_over(self) -> None:
         """QEMU and the stand-in have their descriptors. Ours would keep calls waiting on a QEMU that has ended."""

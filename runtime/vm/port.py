@@ -20,13 +20,15 @@ from pycontain.runtime.plan.plan import Plan
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from pycontain.runtime.plan.ops import Op
 
 STAND_IN, CALLS, FIRST_EXEC = 1, 2, 3
 WANT_STDIO, WANT_CONSOLE = 1, 2
+BOOT_SECONDS = 30.0  # until the guest's first word, and for each of those that a start takes after that
 ANSWER_SECONDS = 10.0
+_FAILURE_BYTES = 8 + channel.DETAIL_BYTES
 
 
 class GuestGone(PycontainError):
@@ -48,20 +50,31 @@ def listen(directory: str, name: str) -> int:
 def connect(directory: str, name: str) -> socket.socket:
     """A connection to the socket ``name``, accepted or not. Raises Conflict where the machine is gone."""
     client = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    fd = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    fd = -1
+    client.setblocking(False)  # where those that were given up wait to be accepted, it would wait behind them
     try:
+        fd = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         client.connect(f"/proc/self/fd/{fd}/{name}.sock")
+        client.setblocking(True)
     except OSError as error:
         client.close()
-        raise Conflict(f"cannot reach the machine of {os.path.basename(directory)}: {error.strerror}") from None
+        raise _unreachable(directory, error) from None
     finally:
-        os.close(fd)
+        if fd >= 0:
+            os.close(fd)
     return client
+
+
+def _unreachable(directory: str, error: OSError) -> Conflict:
+    return Conflict(f"cannot reach the machine of {os.path.basename(directory)}: {error.strerror}")
 
 
 def lock(directory: str, number: int, *, wait: float = 0.0) -> int | None:
     """The descriptor of the lock on port ``number``, or None where another has it for ``wait`` seconds."""
-    fd = os.open(f"{directory}/p{number}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fd = os.open(f"{directory}/p{number}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:  # the container was removed
+        raise _unreachable(directory, error) from None
     deadline = time.monotonic() + wait
     while True:
         try:
@@ -95,19 +108,30 @@ def _string(text: str) -> bytes:
 
 
 def send_plan(fd: int, ops: Sequence[Op], request: bytes) -> None:
-    """The plan, in messages of at most 512 KiB, and the request to carry it out."""
+    """The plan, and the request to carry it out. Raises GuestGone where nobody takes it in time."""
+    try:
+        for kind, payload in _plan_messages(ops, request):
+            channel.send(fd, kind, payload)
+    except BlockingIOError:
+        raise GuestGone("the guest did not take the plan in time") from None
+    except BrokenPipeError:
+        pass  # the reason is still to be read
+
+
+def _plan_messages(ops: Sequence[Op], request: bytes) -> Iterator[tuple[int, bytes]]:
+    """Messages of at most 512 KiB."""
     data = encode(ops)
     for at in range(0, len(data), 1 << 19):
-        channel.send(fd, channel.PART, data[at : at + (1 << 19)])
-    channel.send(fd, channel.SESSION, request)
+        yield channel.PART, data[at : at + (1 << 19)]
+    yield channel.SESSION, request
 
 
 class Caller:
     """A connection for calls, with its lock. ``call`` any number of times; then ``close``."""
 
-    def __init__(self, directory: str) -> None:
+    def __init__(self, directory: str, *, wait: float | None = None) -> None:
         self._name = os.path.basename(directory)
-        held = lock(directory, CALLS, wait=ANSWER_SECONDS)
+        held = lock(directory, CALLS, wait=ANSWER_SECONDS if wait is None else wait)
         if held is None:
             raise Conflict(f"cannot reach the machine of {self._name}: another command is talking to it")
         self._lock = held
@@ -127,53 +151,70 @@ class Caller:
         self._socket.close()
         os.close(self._lock)
 
-    def call(
-        self, ops: Sequence[Op], *, files: Sequence[str] = (), seconds: float = ANSWER_SECONDS
-    ) -> list[bytes | None]:
+    def call(self, ops: Sequence[Op], *, files: Sequence[str] = (), seconds: float | None = None) -> list[bytes | None]:
         """Carry out ``ops`` in the guest; what its "read" operations read, in order (None: no such file).
 
         The guest's ``files`` are open as descriptors 5 and on.
 
         Raises GuestGone, and KernelError with the words of the operation that failed.
         """
-        fd = self._socket.fileno()
-        deadline = time.monotonic() + seconds
+        deadline = time.monotonic() + (ANSWER_SECONDS if seconds is None else seconds)
         nonce = os.urandom(8)
+        limits = [op[2] for op in ops if op[0] == "read"]
         reads: list[bytes | None] = []
         try:
-            channel.send(fd, channel.HELLO, nonce)
-            kind, payload = self._receive(deadline)
-            if kind != channel.HELLO or payload != nonce:
-                raise GuestGone(f"the machine of {self._name} answered a hello with {channel.NAMES[kind]!r}")
-            send_plan(fd, ops, session(0, files=files))
+            self._send(channel.HELLO, nonce, deadline)
+            if self._receive(8, deadline) != (channel.HELLO, nonce):
+                raise GuestGone(f"the machine of {self._name} answered a hello with something else")
+            for kind, payload in _plan_messages(ops, session(0, files=files)):
+                self._send(kind, payload, deadline)
             while True:
-                kind, payload = self._receive(deadline)
-                if kind == channel.DATA and len(reads) < len(ops):
+                due = limits[len(reads)] if len(reads) < len(limits) else 0
+                kind, payload = self._receive(max(4 + due, _FAILURE_BYTES), deadline)
+                if kind == channel.DATA and len(reads) < len(limits) and 4 <= len(payload) <= 4 + due:
                     reads.append(_data(payload))
                 elif kind == channel.FAILED:
                     raise failure(_plan(ops), payload)
-                elif kind == channel.EXITED:
+                elif kind == channel.EXITED and len(payload) == 8:
                     if any(payload[:4]):
                         raise GuestGone(f"the machine of {self._name} could not carry out a call")
+                    if len(reads) < len(limits):
+                        raise GuestGone(f"the machine of {self._name} left a question without an answer")
                     return reads
                 else:
                     raise GuestGone(f"the machine of {self._name} sent {channel.NAMES[kind]!r} out of order")
+        except TimeoutError:
+            raise GuestGone(f"the machine of {self._name} did not answer in time") from None
+        except channel.Nonsense as error:
+            raise GuestGone(f"the machine of {self._name}: {error.message}") from None
         except (BrokenPipeError, ConnectionResetError):
             raise GuestGone(f"the machine of {self._name} is gone") from None
 
-    def _receive(self, deadline: float) -> tuple[int, bytes]:
+    # A guest that sends or takes a byte now and then has no more time than one that does nothing.
+
+    def _send(self, kind: int, payload: bytes, deadline: float) -> None:
+        self._wait(deadline)
+        self._socket.sendall(channel.message(kind, payload))
+
+    def _receive(self, most: int, deadline: float) -> tuple[int, bytes]:
+        kind, size = channel.header(self._exactly(8, deadline), most)
+        return kind, self._exactly(size, deadline)
+
+    def _exactly(self, size: int, deadline: float) -> bytes:
+        data = bytearray()
+        while len(data) < size:
+            self._wait(deadline)
+            part = self._socket.recv(min(size - len(data), 65536))
+            if not part:
+                raise ConnectionResetError
+            data += part
+        return bytes(data)
+
+    def _wait(self, deadline: float) -> None:
         left = deadline - time.monotonic()
-        # SO_RCVTIMEO and not settimeout(): the latter makes the descriptor non-blocking, and read(2) is what reads.
-        micros = max(1, int(left * 1_000_000))
-        timeval = (micros // 1_000_000).to_bytes(8, "little") + (micros % 1_000_000).to_bytes(8, "little")
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeval)
-        try:
-            message = channel.receive(self._socket.fileno())
-        except BlockingIOError:
-            raise GuestGone(f"the machine of {self._name} did not answer in time") from None
-        if message is None:
-            raise GuestGone(f"the machine of {self._name} is gone")
-        return message
+        if left <= 0:
+            raise TimeoutError
+        self._socket.settimeout(left)
 
 
 def _plan(ops: Sequence[Op]) -> Plan:

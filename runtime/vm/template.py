@@ -23,7 +23,6 @@ from pycontain.runtime.vm import port, qemu
 from pycontain.runtime.vm.parts import Base, Parts, uid_of
 
 MIB = 1 << 20
-BOOT_SECONDS = 30.0
 _IMAGE_MIB = 64 << 10  # sparse: the guest keeps the size that the template's first disk had
 
 
@@ -83,7 +82,7 @@ def _make(base: Base, done: str, *, network: bool, disks: list[int]) -> None:
         process.go(b"")
         parts.handed_over()
         with port.Caller(work) as caller:
-            caller.call([("enter_root",)], seconds=BOOT_SECONDS)
+            caller.call([("enter_root",)], seconds=port.BOOT_SECONDS)
         from pycontain.runtime.vm.qmp import Monitor
 
         with Monitor(work) as monitor, open(state, "xb") as file:

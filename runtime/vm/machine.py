@@ -303,7 +303,8 @@ class Machine:
             # As on a host with plenty of memory: the cgroup limits what is used, not what is asked for.
             ("write", "/proc/sys/vm/overcommit_memory", "1"),
             *self._cgroup.operations(self._inside["linux"]["resources"], names),
-            ("mount", "tmpfs", _OWN, "tmpfs", 0, "mode=0700", 0),
+            # To be passed through: the root of a user namespace is nobody to the guest's kernel.
+            ("mount", "tmpfs", _OWN, "tmpfs", 0, "mode=0711", 0),
         ]
         if self._rootfs["kind"] == "image":
             ops.append(("mount", disks[0], "/images/0", "erofs", MS_RDONLY | MS_NOSUID | MS_NODEV, "", 0))

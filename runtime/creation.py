@@ -146,7 +146,7 @@ def create(
     resources = complete_resources(config)
     keyring = None if no_new_keyring else f"_ses.{id}"
     machine = None
-    if config.get("vm") or "org.pycontain.isolation" in (config.get("annotations") or ()):
+    if config.get("vm") is not None or "org.pycontain.isolation" in (config.get("annotations") or ()):
         from pycontain.runtime.vm.machine import machine_for
 
         machine = machine_for(

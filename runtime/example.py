@@ -84,6 +84,7 @@ def features() -> dict[str, Any]:
         "ociVersionMin": "1.0.0",
         "ociVersionMax": "1.3.0",
         "hooks": ["prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop"],
+        "potentiallyUnsafeConfigAnnotations": ["org.pycontain.isolation"],  # which executor: vm or namespaces
         "mountOptions": sorted({"bind", "rbind", "remount", "defaults", *FLAGS, *CLEARS, *recursive, *spread}),
         "linux": {
             "namespaces": sorted(NAMESPACES),

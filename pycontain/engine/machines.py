@@ -85,6 +85,13 @@ def kernel() -> str:
     return parts.kernel_of(settings.load({})).image
 
 
+def sweep() -> list[str]:
+    """Remove from the cache of machines what nobody can use any more; a line for each."""
+    from pycontain.runtime.vm import cache
+
+    return cache.sweep(settings.load({}).cache)
+
+
 def build_kernel(output: str | None, source: str | None, jobs: int | None, say: Callable[[str], None]) -> Built:
     """See runtime.vm.build."""
     from pycontain.runtime.vm import build

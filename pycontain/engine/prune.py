@@ -48,6 +48,7 @@ def prune(engine: Engine, *, images: bool = False, volumes: bool = False) -> Rep
         _volumes(engine, report)
     if images:
         _images(engine, report)
+    _machines(report)
     report.freed = image_store.collect(engine)
     _users(engine)
     return report
@@ -164,6 +165,15 @@ def _users(engine: Engine) -> None:
     for chain in _entries(folder):
         if not os.path.isdir(os.path.join(engine.data, "images", "layers", chain)):
             shutil.rmtree(os.path.join(folder, chain), ignore_errors=True)
+
+
+def _machines(report: Report) -> None:
+    from pycontain.engine import machines
+
+    try:
+        report.lines += machines.sweep()
+    except PycontainError:
+        return  # no valid settings, or no init: whoever starts a machine is told
 
 
 def _images(engine: Engine, report: Report) -> None:

@@ -45,6 +45,16 @@ def unpacked(tree: str) -> Kernel:
     raise NotFound(f"no kernel with its modules in {tree}: wanted boot/vmlinuz-RELEASE and lib/modules/RELEASE")
 
 
+def beside(image: str) -> Kernel:
+    """A kernel by its file. As a package has it, boot/vmlinuz-RELEASE, its modules are in ../lib/modules/RELEASE."""
+    folder, name = os.path.split(os.path.realpath(image))
+    release = name.removeprefix("vmlinuz-")
+    modules = os.path.join(os.path.dirname(folder), "lib/modules", release)
+    if release != name and os.path.exists(os.path.join(modules, "modules.builtin")):
+        return Kernel(image, release, modules)
+    return Kernel(image, "", "")  # all that it needs is built in
+
+
 def distribution(cache: str) -> Kernel:
     """The distribution's kernel for virtual machines, from ``cache``, fetched by apt into it the first time.
 

@@ -9,6 +9,7 @@ from pycontain.runtime import namespaces
 from pycontain.runtime.errors import NotFound
 from pycontain.runtime.vm import guest
 
+AGENT = namespaces.INIT  # what the guest starts with
 # What the distribution's kernel needs; dependencies are found, built-in ones are passed over.
 MODULES = (
     "virtio_pci",
@@ -25,15 +26,9 @@ MODULES = (
 
 def initramfs(kernel: guest.Kernel, cache: str) -> str:
     """The path of the initramfs for ``kernel``, made the first time. A kernel without modules has them built in."""
-    try:
-        with open(namespaces.INIT, "rb") as file:
-            init = file.read()
-    except FileNotFoundError:
-        raise NotFound(
-            f"cannot make an initramfs: {namespaces.INIT} does not exist", hint="make -C runtime/init"
-        ) from None
-    name = hashlib.sha256(init + f"\0{kernel.release}\0{kernel.modules}\0{MODULES}".encode()).hexdigest()[:16]
-    path = os.path.join(cache, f"initramfs-{name}")
+    init = _agent()
+    of = hashlib.sha256(f"{kernel.release}\0{kernel.modules}\0{MODULES}".encode()).hexdigest()[:12]
+    path = os.path.join(cache, f"{_prefix(init)}{of}")
     if os.path.exists(path):
         return path
     files: dict[str, tuple[int, bytes]] = {"init": (0o100755, init)}
@@ -48,3 +43,20 @@ def initramfs(kernel: guest.Kernel, cache: str) -> str:
         file.write(guest.cpio(files))
     os.rename(part, path)
     return path
+
+
+def prefix() -> str:
+    """What the names of all initramfs files begin with that this agent is in. Raises NotFound."""
+    return _prefix(_agent())
+
+
+def _prefix(agent: bytes) -> str:
+    return f"initramfs-{hashlib.sha256(agent).hexdigest()[:12]}-"
+
+
+def _agent() -> bytes:
+    try:
+        with open(AGENT, "rb") as file:
+            return file.read()
+    except FileNotFoundError:
+        raise NotFound(f"cannot make an initramfs: {AGENT} does not exist", hint="make -C runtime/init") from None

@@ -93,7 +93,7 @@ class Machine:
         self._sources: dict[str, str] = {}  # what of the host the configuration names: path, JSON path
         self._root = self._share(rootfs["path"], False) if rootfs["kind"] == "directory" else ""
         self._inside = self._guest_config(config)
-        _size(self._settings, resources)
+        _size(self._settings, resources, (config.get("vm") or {}).get("hwConfig") or {})
         self.plan = self._guest_plan({"last_cap": 40})  # what cannot be planned is refused before anything is made
         self.host_resources = self._around(resources)
 
@@ -334,10 +334,10 @@ def terminal_of(process: dict[str, Any], console: int | None) -> tuple[int, int,
     return console, size.get("height", 0), size.get("width", 0)
 
 
-def _size(found: settings.Settings, resources: dict[str, Any]) -> None:
-    """The guest's memory and processors, from the container's limits."""
+def _size(found: settings.Settings, resources: dict[str, Any], hardware: dict[str, Any]) -> None:
+    """The guest's memory and processors, from the container's limits where $.vm.hwConfig does not say them."""
     limit = (resources.get("memory") or {}).get("limit") or 0
-    if limit > 0:
+    if limit > 0 and "memory" not in hardware:
         mib = -(-limit // MIB)
         found.memory = mib + mib // _PAGES_PER_STRUCT + found.overhead
     cpu = resources.get("cpu") or {}

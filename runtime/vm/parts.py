@@ -137,12 +137,12 @@ class Parts:
 
 
 def kernel_of(settings: Settings) -> guest.Kernel:
-    """The kernel of the configuration, or the distribution's, fetched the first time."""
+    """The kernel of the configuration, with the modules that lie beside it, or the distribution's, fetched once."""
     if settings.kernel is None:
         return guest.distribution(os.path.join(settings.cache, "kernel"))
     if not os.path.isfile(settings.kernel):
         raise PycontainError(f"cannot boot {settings.kernel}: it is not a file", hint="pycontain vm doctor")
-    return guest.Kernel(settings.kernel, "", "")
+    return guest.beside(settings.kernel)
 
 
 def hypervisor_path(name: str) -> str:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 FILE = "/etc/pycontain/vm.toml"
 ANNOTATION = "org.pycontain.isolation"
+_MEMORY_MAX = 1 << 40
 _CHOICES = {"machine": ("auto", "microvm", "q35"), "accel": ("auto", "kvm", "tcg")}
 
 
@@ -46,7 +47,7 @@ def wanted(config: dict[str, Any]) -> bool:
     value = (config.get("annotations") or {}).get(ANNOTATION)
     if value not in (None, "vm", "namespaces"):
         raise SpecError(f"$.annotations[{ANNOTATION!r}]", f"found {value!r}, wanted vm or namespaces")
-    return value == "vm" or (value is None and bool(config.get("vm")))
+    return value == "vm" or (value is None and config.get("vm") is not None)
 
 
 def load(config: dict[str, Any]) -> Settings:
@@ -125,9 +126,13 @@ def _specification(settings: Settings, vm: dict[str, Any]) -> None:
     settings.hypervisor = hypervisor.get("path") or settings.hypervisor
     settings.kernel = kernel.get("path") or settings.kernel
     settings.parameters = [*settings.parameters, *(kernel.get("parameters") or ())]
-    if hardware.get("vcpus"):
+    if hardware.get("vcpus") is not None:
+        if hardware["vcpus"] < 1:
+            raise SpecError("$.vm.hwConfig.vcpus", f"found {hardware['vcpus']}, wanted at least 1")
         settings.cpus = hardware["vcpus"]
-    if hardware.get("memory"):
+    if hardware.get("memory") is not None:
         if hardware["memory"] < 32 << 20:
             raise SpecError("$.vm.hwConfig.memory", f"found {hardware['memory']} bytes, wanted at least 33554432")
+        if hardware["memory"] > _MEMORY_MAX:
+            raise SpecError("$.vm.hwConfig.memory", f"found {hardware['memory']} bytes, wanted at most {_MEMORY_MAX}")
         settings.memory = hardware["memory"] >> 20

@@ -14,15 +14,18 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from fcntl import LOCK_EX, flock
+import time
+from fcntl import LOCK_EX, LOCK_NB, flock
 
-from pycontain.runtime import namespaces
+from pycontain.runtime import jsontext, namespaces
 from pycontain.runtime.channel import ChannelClosed
 from pycontain.runtime.errors import PycontainError
-from pycontain.runtime.vm import port, qemu
+from pycontain.runtime.vm import initramfs, port, qemu
 from pycontain.runtime.vm.parts import Base, Parts, uid_of
 
 MIB = 1 << 20
+_MADE_OF = "made-of"
+_UNUSED_SECONDS = 7 * 86400
 _IMAGE_MIB = 64 << 10  # sparse: the guest keeps the size that the template's first disk had
 
 
@@ -33,26 +36,87 @@ def ensure(base: Base, *, network: bool, disks: list[int]) -> str:
     """
     root = os.path.join(base.settings.cache, "templates")
     done = os.path.join(root, key(base, network=network, disks=disks))
-    if os.path.exists(done):
-        return done
-    os.makedirs(root, 0o700, exist_ok=True)
-    lock = os.open(f"{done}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        flock(lock, LOCK_EX)
+        os.utime(done)  # used today: see sweep
+        return done
+    except FileNotFoundError:
+        pass
+    os.makedirs(root, 0o700, exist_ok=True)
+    lock = _lock(done)
+    try:
         if not os.path.exists(done):
             _make(base, done, network=network, disks=disks)
+    except BaseException:
+        shutil.rmtree(f"{done}.part", ignore_errors=True)
+        raise
     finally:
         os.close(lock)
     return done
+
+
+def _lock(done: str) -> int:
+    while True:
+        fd = os.open(f"{done}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        flock(fd, LOCK_EX)
+        if os.fstat(fd).st_nlink:
+            return fd
+        os.close(fd)  # swept away while we waited
+
+
+def sweep(root: str) -> list[str]:
+    """Remove what builders left that are dead, and templates that no machine can or does use; their names.
+
+    A clone has its template's files open: they go when it does.
+    """
+    removed = []
+    names = sorted(os.listdir(root)) if os.path.isdir(root) else []
+    for name in sorted({name.partition(".")[0] for name in names}):
+        done = os.path.join(root, name)
+        lock = os.open(f"{done}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            flock(lock, LOCK_EX | LOCK_NB)
+            shutil.rmtree(f"{done}.part", ignore_errors=True)
+            if os.path.isdir(done):
+                if usable(done):
+                    continue
+                os.rename(done, f"{done}.part")  # at once, for whoever is about to clone it
+                shutil.rmtree(f"{done}.part", ignore_errors=True)
+                removed.append(name)
+            os.unlink(f"{done}.lock")
+        except BlockingIOError:
+            continue  # it is being built
+        finally:
+            os.close(lock)
+    return removed
+
+
+def usable(done: str) -> bool:
+    """Whether a machine of today can be a clone of it, and one was in the last days."""
+    path = f"{done}/{_MADE_OF}"
+    try:
+        with open(path, "rb") as file:
+            made = jsontext.parse(file.read(1 << 16), path)
+        same = all(_identity(found[0]) == found for found in made["files"])
+        own = str(made["initrd"]).startswith(initramfs.prefix())
+        return same and own and time.time() - os.stat(done).st_mtime < _UNUSED_SECONDS
+    except (OSError, PycontainError, LookupError, TypeError):
+        return False
+
+
+def _identity(path: str) -> list[object]:
+    found = os.stat(path)
+    return [path, found.st_mtime_ns, found.st_size, found.st_ino]
+
+
+def _files(base: Base) -> list[list[object]]:
+    return [_identity(path) for path in (base.hypervisor, base.kernel.image)]
 
 
 def key(base: Base, *, network: bool, disks: list[int]) -> str:
     """Names the template that a machine of these settings is a clone of."""
     parts: list[object] = [base.kind, base.accel, base.settings.memory, base.settings.cpus, base.settings.parameters]
     parts += [base.settings.domain, network, disks, qemu.PORTS, os.path.basename(base.initrd), _processor()]
-    for path in (base.hypervisor, base.kernel.image):
-        found = os.stat(path)
-        parts.append((path, found.st_mtime_ns, found.st_size, found.st_ino))
+    parts += _files(base)
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:24]
 
 
@@ -99,6 +163,8 @@ def _make(base: Base, done: str, *, network: bool, disks: list[int]) -> None:
     for name in os.listdir(work):
         if name not in ("ram", "state"):
             os.unlink(f"{work}/{name}")
+    with open(f"{work}/{_MADE_OF}", "x") as made:
+        made.write(jsontext.dump({"files": _files(base), "initrd": os.path.basename(base.initrd)}))
     # QEMU before 8.2 opens the file for writing even where it maps it privately; nobody else reaches this directory.
     os.chmod(ram, 0o666)  # noqa: S103
     os.rename(work, done)

@@ -79,6 +79,7 @@ def lock(directory: str, number: int, *, wait: float = 0.0) -> int | None:
     while True:
         try:
             flock(fd, LOCK_EX | LOCK_NB)
+            os.utime(fd)
             return fd
         except BlockingIOError:
             if time.monotonic() >= deadline:
@@ -88,8 +89,18 @@ def lock(directory: str, number: int, *, wait: float = 0.0) -> int | None:
 
 
 def free(directory: str, ports: int) -> tuple[int, int]:
-    """A port for one more process and the descriptor of its lock. Raises Conflict where all are in use."""
-    for number in range(FIRST_EXEC, ports + 1):
+    """A port for one more process and the descriptor of its lock. Raises Conflict where all are in use.
+
+    The one that has been idle longest: of a port that was let go this very moment the guest may miss the end.
+    """
+
+    def used(number: int) -> int:
+        try:
+            return os.stat(f"{directory}/p{number}.lock").st_mtime_ns
+        except FileNotFoundError:
+            return 0
+
+    for number in sorted(range(FIRST_EXEC, ports + 1), key=used):
         held = lock(directory, number)
         if held is not None:
             return number, held

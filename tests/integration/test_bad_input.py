@@ -334,10 +334,22 @@ CASES = [
         "",
     ),
     (
-        "run --isolation vm alpine",
+        "run --isolation vm --network host alpine",
         125,
-        "--isolation vm: virtual machines are not built yet",
-        "leave out --isolation",
+        "--network host: a container in a machine shares nothing with this host",
+        "--network bridge",
+    ),
+    (
+        "run --isolation vm --pid host alpine",
+        125,
+        "--pid host: a container in a machine shares nothing with this host",
+        "leave out --pid",
+    ),
+    (
+        "run --isolation vm --device /dev/null alpine",
+        125,
+        "--device: a container in a machine shares nothing with this host",
+        "leave out --device",
     ),
     (
         "run --userns host2 alpine",

@@ -399,7 +399,7 @@ def test_a_port_that_has_a_new_user_before_the_old_ones_end_was_seen(guest: Gues
         until(lambda: dead(pids[0]))
         channel.send(to.fileno(), channel.START)
         said = [channel.receive(to.fileno()) for _ in range(4)]
-        assert said[0] == (TYPES["running"], b"")
+        assert (TYPES["running"], b"") in said  # a stream that ends at once may be heard of first
         assert said[-1] == (channel.EXITED, struct.pack("<II", 8 << 8, 0))
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from pycontain import cli
 from pycontain.engine import machines
-from pycontain.runtime.vm import accel, doctor
+from pycontain.runtime.vm import accel, doctor, parts
 
 QEMU = """#!/bin/sh
 case "$*" in
@@ -39,7 +39,7 @@ class Host:
         monkeypatch.setenv("PYCONTAIN_RUN", str(folder / "run"))
         monkeypatch.setattr(doctor, "_SBIN", "")
         monkeypatch.setattr(doctor, "_TUN", str(folder / "tun"))
-        monkeypatch.setattr(doctor, "_VIRTIOFSD", (str(self.bin / "virtiofsd"),))
+        monkeypatch.setattr(parts, "VIRTIOFSD", (str(self.bin / "virtiofsd"),))
         monkeypatch.setattr(accel, "KVM", str(folder / "kvm"))
         monkeypatch.setattr(accel.namespaces, "INIT", str(folder / "init"))
         monkeypatch.setattr(accel, "_probe", self.probe)

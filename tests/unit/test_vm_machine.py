@@ -90,8 +90,8 @@ def test_preserved_descriptors_are_refused() -> None:
 def test_the_guest_has_the_limit_and_the_host_what_is_around_it() -> None:
     wanted = {"memory": {"limit": 64 << 20, "swap": 64 << 20}, "cpu": {"quota": 150_000, "period": 100_000}}
     lines = made(config(linux__resources=wanted)).explain()
-    assert '"memory":{"limit":268435456}' in lines[0]  # 64 MiB, the guest's own 64, and 128 for QEMU
-    assert lines[1] == "on this host: start a machine of 128 MiB and 2 cpus with /boot/vmlinux"
+    assert '"memory":{"limit":303038464}' in lines[0]  # 64 MiB, the guest's own 97, and 128 for QEMU
+    assert lines[1] == "on this host: start a machine of 161 MiB and 2 cpus with /boot/vmlinux"
     assert "write '67108864' to /sys/fs/cgroup/pycontain/one/memory.max" in lines
     assert "write '150000 100000' to /sys/fs/cgroup/pycontain/one/cpu.max" in lines
     assert not any("swap" in line for line in lines[1:])

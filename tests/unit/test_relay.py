@@ -301,11 +301,14 @@ def test_a_reader_that_rests_holds_the_program_and_costs_nothing(guest: Guest, s
     def written() -> int:
         return int(re.search(r"wchar: (\d+)", Path(f"/proc/{inner}/io").read_text())[1])  # type: ignore[index]
 
-    until(lambda: written() > WINDOW)
-    time.sleep(0.3)
+    def rests() -> bool:
+        before = written()
+        time.sleep(0.3)
+        return written() == before > WINDOW
+
+    until(rests)
     before = written()
-    time.sleep(0.3)
-    assert written() == before < 1 << 20
+    assert before < 1 << 20
     assert int(one.field("VmRSS").split()[0]) < 4096
     for _ in range(40):
         os.read(one.stdout, 65536)
@@ -359,9 +362,13 @@ def test_a_terminal_its_size_and_its_hang_up(guest: Guest, stands: list[StandIn]
     said = b""
     while b"ready" not in said:
         said += os.read(one.master, 1000)
-    assert said == b"33 80\r\nready\r\n", "the size was said before there was a terminal"
+    # The size was said before there was a terminal; that it is set may be heard of, too.
+    assert said.startswith(b"33 80\r\n")
+    assert said.replace(b"33 80\r\n", b"") == b"ready\r\n"
     fcntl.ioctl(one.master, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 100, 0, 0))
-    assert os.read(one.master, 1000) == b"40 100\r\n"
+    said = b""
+    while b"40 100\r\n" not in said:
+        said += os.read(one.master, 1000)
     one.close(one.master)
     assert one.wait() == -signal.SIGHUP
 
@@ -657,7 +664,7 @@ def test_the_fuzzers_find_nothing_in_a_second(built: Path, tmp_path: Path, targe
     options = ["-runs=5000", "-seed=1", "-max_len=2048", f"-artifact_prefix={tmp_path}/"]
     done = subprocess.run([built / target, *options, tmp_path / "corpus"], capture_output=True, text=True, timeout=50)
     assert done.returncode == 0, done.stderr[-4000:]
-    assert "Done 5000 runs" in done.stderr
+    assert re.search(r"Done 50\d\d runs", done.stderr)
 
 
 MESSAGES = st.lists(

@@ -74,9 +74,9 @@ def start(id: str, *, root: str) -> None:
             os.close(directory)
         process = namespaces.Process(lambda: _plan_again(container), 0, client.detach())
         if "machine" in container.fields:
-            from pycontain.runtime.vm.port import BOOT_SECONDS
+            from pycontain.runtime.vm.port import START_SECONDS
 
-            process.takes(lambda: _plan_again(container), BOOT_SECONDS)
+            process.takes(lambda: _plan_again(container), START_SECONDS)
         started(container, process)
 
 

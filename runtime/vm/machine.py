@@ -246,7 +246,7 @@ class Machine:
             process.go(state)
             assert self._parts is not None
             self._parts.handed_over()
-            process.takes(lambda: self.plan, port.BOOT_SECONDS)
+            process.takes(lambda: self.plan, port.START_SECONDS)
             if container.fields["machine"]["template"]:
                 self._wake(container)
             with port.Caller(container.directory) as caller:

@@ -7,7 +7,7 @@ import socket
 import zlib
 from fcntl import F_ADD_SEALS, F_SEAL_GROW, F_SEAL_SHRINK, fcntl
 
-from pycontain.runtime.errors import NotFound, PycontainError
+from pycontain.runtime.errors import KernelError, NotFound, PycontainError
 from pycontain.runtime.vm import accel, guest, initramfs, port, qemu
 
 TYPE_CHECKING = False
@@ -27,9 +27,12 @@ class Base:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.kernel = kernel_of(settings)
-        self.hypervisor = hypervisor_path(settings.hypervisor)
-        self.initrd = initramfs.initramfs(self.kernel, settings.cache)
+        try:
+            self.kernel = kernel_of(settings)
+            self.hypervisor = hypervisor_path(settings.hypervisor)
+            self.initrd = initramfs.initramfs(self.kernel, settings.cache)
+        except OSError as error:
+            raise KernelError(f"cannot make a machine: cache {settings.cache}", error.errno or 0) from None
         self.kind = settings.machine if settings.machine != "auto" else qemu.kind_of(self.kernel.image)
         self.accel = accel.choose(settings)
 
@@ -121,7 +124,10 @@ class Parts:
     def said(self) -> str:
         """What QEMU or the guest said last, for the words of a failure; ``""`` for nothing."""
         text = os.pread(self.log, _LOG_BYTES, 0).rstrip(b"\0").decode("utf-8", "replace").strip()
-        return f": it said last {text.splitlines()[-1].strip()[-_SAID:]!r}" if text else ""
+        lines = text.splitlines()
+        # Its helper says of every end that it ends.
+        last = next((line for line in reversed(lines) if line.startswith("qemu")), lines[-1] if lines else "")
+        return f": it said last {last.strip()[-_SAID:]!r}" if last else ""
 
     def handed_over(self) -> None:
         """QEMU and the stand-in have their descriptors. Ours would keep calls waiting on a QEMU that has ended."""

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
 STAND_IN, CALLS, FIRST_EXEC = 1, 2, 3
 WANT_STDIO, WANT_CONSOLE = 1, 2
-BOOT_SECONDS = 30.0  # until the guest's first word, and for each of those that a start takes after that
+BOOT_SECONDS = 30.0  # until the guest's first answer
+START_SECONDS = 30.0  # for each word of its process up to execve
 ANSWER_SECONDS = 10.0
 _FAILURE_BYTES = 8 + channel.DETAIL_BYTES
 

@@ -110,14 +110,17 @@ static void drip(struct port *p)
 
 static void call(struct port *p, uint32_t reads)
 {
+	static int calls;
 	const char answer[] = "\0\0\0\0" "40\n", letters[] = "\0\0\0\0" "zzz";
 
 	if (is("call-data"))
 		flood(p, DATA, 7);
 	if (is("call-large"))
 		flood(p, DATA, MESSAGE_MAX);
-	if (is("call-drip"))
+	if (is("call-drip") && calls++)
 		drip(p);
+	if (is("call-deaf") && calls++)
+		stall();
 	if (is("call-fails"))
 		fails(p, "\033[2Jclear the screen\a");
 	if (is("call-exits"))
@@ -129,6 +132,12 @@ static void call(struct port *p, uint32_t reads)
 
 static void container(struct port *p)
 {
+	if (p != ports && is("exec-stall"))
+		return;
+	if (p != ports && is("exec-flood"))
+		flood(p, STREAM, 65536);
+	if (p != ports && is("exec-nonsense"))
+		return send_bytes(p, "GET / HTTP/1.0\r\n\r\n", 18);
 	if (is("flood-data"))
 		flood(p, DATA, 64);
 	if (is("flood-unshared"))
@@ -173,6 +182,8 @@ static void reopen(struct port *p)
 
 static void runs(struct port *p)
 {
+	if (p != ports && is("exec-running"))
+		return;
 	say(p, RUNNING, NULL, 0);
 	if (is("flood-stream"))
 		flood(p, STREAM, 65536);
@@ -216,7 +227,9 @@ static void take(struct port *p, uint32_t type, const char *payload, uint32_t n)
 			reopen(p);
 		if (is("reboot"))
 			reboot(RB_AUTOBOOT);
-		if (!is("no-ready"))
+		if (p != ports)
+			runs(p); /* an exec's plan stops nowhere */
+		else if (!is("no-ready"))
 			say(p, READY, NULL, 0);
 		break;
 	case START:

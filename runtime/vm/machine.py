@@ -112,10 +112,11 @@ class Machine:
             if config["hooks"][kind]:
                 raise Unsupported(f"$.hooks.{kind}: its programs are the host's, its namespaces the guest's")
         inside["hooks"] = {}
-        resources = {key: value for key, value in self._resources.items() if key != "memory"}
-        memory = self._resources.get("memory")
-        if memory:
-            resources["memory"] = {key: value for key, value in memory.items() if key != "swap"}  # a guest has none
+        resources = dict(self._resources)
+        # A guest has no swap; and which processors and memory nodes are meant, only the host knows.
+        for kind, of_the_host in (("memory", ("swap",)), ("cpu", ("cpus", "mems"))):
+            if resources.get(kind):
+                resources[kind] = {key: value for key, value in resources[kind].items() if key not in of_the_host}
         linux["resources"] = resources
         inside["linux"] = linux
         inside["mounts"] = [self._mount(i, mount) for i, mount in enumerate(config.get("mounts") or ())]

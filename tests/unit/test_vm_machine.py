@@ -97,6 +97,12 @@ def test_the_guest_has_the_limit_and_the_host_what_is_around_it() -> None:
     assert not any("swap" in line for line in lines[1:])
 
 
+def test_processors_by_number_are_the_hosts() -> None:
+    lines = made(config(linux__resources={"cpu": {"cpus": "1", "shares": 512}})).explain()
+    assert '"cpu":{"shares":512,"cpus":"1"}' in lines[0]
+    assert not any("cpuset.cpus" in line for line in lines[1:])
+
+
 def test_directories_are_shared_and_the_bundles_own_files_copied() -> None:
     mounts = [
         {"destination": "/proc", "type": "proc", "source": "proc"},

@@ -15,6 +15,7 @@ from typing import TypedDict
 
 from pycontain.engine import Engine
 from pycontain.images import embedded, layout, reference
+from tests import machine_tools
 
 ROOT = Path(__file__).parent.parent
 IMAGE = "alpine"
@@ -65,7 +66,11 @@ class Host:
 
     @property
     def environment(self) -> dict[str, str]:
-        return {**os.environ, "PYTHONPATH": _PYTHON_PATH, "PYCONTAIN_CONFIG": os.devnull}
+        settings = self.directory / "vm.toml"  # never this host's own: prune clears what they name
+        if not settings.exists():
+            machine_tools.settings(self.directory)
+        own = {"PYTHONPATH": _PYTHON_PATH, "PYCONTAIN_CONFIG": os.devnull}
+        return {"PYCONTAIN_VM_CONFIG": str(settings), **os.environ, **own}
 
     def __call__(
         self, *words: str, input: str | None = None, status: int | None = 0, timeout: float = 50
@@ -132,8 +137,9 @@ class Host:
         import json
 
         bridge = json.loads(path.read_text())["bridge"]
-        folder = Path("/sys/class/net", bridge, "brif")
-        return [f"link {name}" for name in os.listdir(folder)] if folder.is_dir() else []
+        # Not by /sys, which may show the network namespace of whoever mounted it.
+        done = subprocess.run(["ip", "-j", "link", "show", "master", bridge], capture_output=True)
+        return [f"link {link['ifname']}" for link in json.loads(done.stdout or b"[]") if link]
 
     def clear(self) -> None:
         """Remove every container."""

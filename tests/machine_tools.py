@@ -38,16 +38,3 @@ def settings(directory: Path, **more: str | int | bool) -> Path:
     lines = (f"{key} = {str(v).lower() if isinstance(v, bool) else repr(v)}\n" for key, v in values.items())
     path.write_text("".join(lines))
     return path
-
-
-def machines() -> list[int]:
-    """The pids of all QEMU processes of ours on this host."""
-    found = []
-    for entry in os.listdir("/proc"):
-        try:
-            words = Path(f"/proc/{entry}/cmdline").read_bytes().split(b"\0") if entry.isdigit() else []
-        except OSError:
-            continue
-        if words[1:2] == [b"-name"] and words[2].startswith(b"pycontain-"):
-            found.append(int(entry))
-    return found

@@ -11,8 +11,7 @@ import ast
 import os
 import time
 
-from pycontain.runtime.channel import ChannelClosed
-from pycontain.runtime.errors import PycontainError, SpecError, Unsupported
+from pycontain.runtime.errors import KernelError, PycontainError, SpecError, Unsupported
 from pycontain.runtime.jsontext import dump
 from pycontain.runtime.kernel.cgroup_v2 import CONTROLLERS, STATS, PlannedCgroup, counted
 from pycontain.runtime.kernel.host import Host
@@ -266,7 +265,9 @@ class Machine:
                     caller.call(ops)
                 self._renew(caller)
             process.go(state)
-        except (port.GuestGone, ChannelClosed) as error:
+        except (KernelError, SpecError, Unsupported):
+            raise  # they say what failed, and on what
+        except PycontainError as error:
             said = self._parts.said() if self._parts is not None else ""
             raise PycontainError(f"cannot boot the machine of {self.id}: {error.message}{said}") from None
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from pycontain.runtime import creation
 from tests import machine_tools
 from tests.runtime_tools import Runtime, make_rootfs, write_bundle
 from tests.vm import kernel
@@ -209,9 +212,116 @@ def test_a_kernel_that_is_none(command: Command, content: bytes) -> None:
 @BOOTS
 def test_a_hypervisor_that_is_none(command: Command) -> None:
     text = command.refused({"hypervisor": {"path": "/bin/true"}, "kernel": {"path": image()}})
-    assert text.startswith("cannot boot the machine of t-config: the machine of t-config is gone")
+    assert text.startswith("cannot boot the machine of t-config: ")
 
 
 def test_features_name_the_annotation(command: Command) -> None:
     found = json.loads(command.runtime("features", check=True).stdout)
     assert found["potentiallyUnsafeConfigAnnotations"] == ["org.pycontain.isolation"]
+
+
+# ---- overcommit
+
+
+PARENT = "/pycontain-t-overcommit"
+MACHINES, MIB, PART_MIB = 3, 512, 160
+LIMIT_MIB = MACHINES * MIB * 2 // 3
+
+
+@pytest.fixture
+def parent() -> Iterator[tuple[Path, str]]:
+    """A cgroup limited in memory: its directory, and the name of the file with its usage."""
+    for mount, limit, usage in (
+        ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
+        ("/sys/fs/cgroup", "memory.max", "memory.current"),
+    ):
+        controllers = Path(mount, "cgroup.controllers")
+        if not Path(mount, limit).exists() and not (controllers.exists() and "memory" in controllers.read_text()):
+            continue
+        path = Path(mount + PARENT)
+        path.mkdir()
+        if controllers.exists():
+            Path(mount, "cgroup.subtree_control").write_text("+memory")
+        (path / limit).write_text(str(LIMIT_MIB << 20))
+        yield path, usage
+        for found in {path, *Path("/sys/fs/cgroup").glob(f"*{PARENT}")}:
+            found.rmdir()
+        return
+    pytest.skip("no memory controller that a cgroup can be limited with")
+
+
+@BOOTS
+def test_machines_of_more_memory_than_there_is(parent: tuple[Path, str], command: Command) -> None:
+    """What a guest has freed is another's: each of them fills a part of its memory, and none is killed."""
+    directory, usage = parent
+    runtime = command.runtime
+    environment = {**os.environ, "PYCONTAIN_VM_CONFIG": str(command.settings)}
+    names = [f"t-over-{i}" for i in range(MACHINES)]
+
+    def used() -> int:
+        return int((directory / usage).read_text()) >> 20
+
+    for name in names:
+
+        def change(config: dict[str, Any], name: str = name) -> None:
+            config["vm"] = {"hwConfig": {"memory": MIB << 20}}
+            config["linux"]["cgroupsPath"] = f"{PARENT}/{name}"
+            config["mounts"].append({"destination": "/t", "type": "tmpfs", "source": "t", "options": ["size=200m"]})
+
+        bundle = write_bundle(command.directory / name, command.rootfs, "sleep", "1000", change=change)
+        runtime("run", "-d", "-b", bundle, name, check=True, env=environment)
+    peaks: list[int] = []
+    before = used()
+    for name in names:
+        script = f"dd if=/dev/zero of=/t/f bs=1M count={PART_MIB} 2>/dev/null && echo done"
+        done = runtime("exec", name, "sh", "-c", script, env=environment)
+        assert (done.stdout, done.stderr) == ("done\n", "")
+        peaks.append(used())
+        runtime("exec", name, "rm", "/t/f", check=True, env=environment)
+        # A guest reports what is free some two seconds later.
+        until(lambda: used() < peaks[-1] - PART_MIB // 2, 15)
+    print(before, peaks, used())
+    assert all(runtime.state(name)["status"] == "running" for name in names)
+    assert max(peaks) >= before + PART_MIB // 2
+    until(lambda: used() < before + PART_MIB // 2, 15)
+    for name in names:
+        assert "virtio-balloon" in qemu_of(runtime.state(name)["pid"])
+
+
+def until(ready: Callable[[], bool], seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while not ready():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def qemu_of(pid: int) -> str:
+    """The command line of the machine below a stand-in."""
+    (child,) = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return Path(f"/proc/{child}/cmdline").read_text().replace("\0", " ")
+
+
+@BOOTS
+@pytest.mark.needs("busybox", "mkfs.erofs")
+@pytest.mark.parametrize("templates", [True, False])
+def test_only_who_owns_its_memory_gives_it_back(
+    command: Command, monkeypatch: pytest.MonkeyPatch, templates: bool
+) -> None:
+    """QEMU would discard it from the template's file, and so from the other clones."""
+    image = command.directory / "image"
+    (command.directory / "tree/bin").mkdir(parents=True)
+    shutil.copy("/bin/busybox", command.directory / "tree/bin/busybox")
+    subprocess.run(["mkfs.erofs", "--quiet", image, command.directory / "tree"], check=True)
+
+    def change(config: dict[str, Any]) -> None:
+        config["annotations"] = VM
+
+    bundle = write_bundle(command.directory / "bundle", Path("/"), "/bin/busybox", "sleep", "1000", change=change)
+    settings = machine_tools.settings(command.directory, templates=templates)
+    monkeypatch.setenv("PYCONTAIN_VM_CONFIG", str(settings))
+    root = str(command.runtime.root)
+    running = creation.create("t-balloon", str(bundle), root=root, rootfs={"kind": "image", "path": str(image)})
+    line = qemu_of(running.pid)
+    creation.delete("t-balloon", root=root, force=True)
+    running.wait()
+    assert ("-incoming" in line, "virtio-balloon" in line) == (templates, not templates)

@@ -105,6 +105,22 @@ static bool stand_in_signals(void)
 	return any;
 }
 
+/* As the container's process ended. Only that signal is let through: others may wait. A process that ends by SIGSTOP
+ * there is none, but the guest can say so. */
+static _Noreturn void end_like(int status)
+{
+	sigset_t one;
+
+	if (!WIFSIGNALED(status))
+		_exit(WEXITSTATUS(status));
+	sigemptyset(&one);
+	sigaddset(&one, WTERMSIG(status));
+	sigprocmask(SIG_UNBLOCK, &one, NULL);
+	if (WTERMSIG(status) != SIGSTOP)
+		kill(self.pid, WTERMSIG(status));
+	_exit(128 + WTERMSIG(status));
+}
+
 /* From Python to the guest, as it is. At the end of it, whoever connects next goes on. It is waited for in the middle
  * of a message: nothing of the process runs yet. */
 static void python_message(void)
@@ -121,22 +137,8 @@ static void python_message(void)
 	}
 	shut(&r.local);
 	r.other = self.listener;
-}
-
-/* As the container's process ended. Only that signal is let through: others may wait. A process that ends by SIGSTOP
- * there is none, but the guest can say so. */
-static _Noreturn void end_like(int status)
-{
-	sigset_t one;
-
-	if (!WIFSIGNALED(status))
-		_exit(WEXITSTATUS(status));
-	sigemptyset(&one);
-	sigaddset(&one, WTERMSIG(status));
-	sigprocmask(SIG_UNBLOCK, &one, NULL);
-	if (WTERMSIG(status) != SIGSTOP)
-		kill(self.pid, WTERMSIG(status));
-	_exit(128 + WTERMSIG(status));
+	if (self.listener < 0 && !self.running)
+		end_like(SIGKILL); /* nobody can start it any more: who could has died */
 }
 
 /* poll(2) promises little: another writer may fill the pipe first, and a write to a terminal returns when all is

@@ -254,13 +254,16 @@ def top(id: str, *, root: str) -> list[dict[str, Any]]:
     Pids are this host's, or the guest's for a container in a machine.
     """
     with Container.open(root, id) as container:
-        if "machine" in container.fields:
+        guest = "machine" in container.fields
+        if guest:
             _awake(container, "list the processes of")
-            from pycontain.runtime.vm import machine
-
-            found = machine.processes(container)
+            found = []
         else:
             found = [row for pid in open_cgroup(container.fields["cgroup"]).pids() if (row := _process(pid))]
+    if guest:  # without the lock: it may be deaf, and others have something to do with it
+        from pycontain.runtime.vm import machine
+
+        found = machine.processes(container)
     ticks = os.sysconf("SC_CLK_TCK")
     return [_listed(*row, ticks) for row in sorted(found) if len(row[1].rpartition(b")")[2].split()) > 12]
 
@@ -304,14 +307,14 @@ def _awake(container: Container, what: str) -> None:
 def stats(id: str, *, root: str) -> dict[str, Any]:
     """What the kernel counts for the container (``Cgroup.stats``): its guest's where it is in a machine."""
     with Container.open(root, id) as container:
-        if "machine" in container.fields:
-            if container.status == "stopped":  # the guest is gone; its stand-in wrote this down
-                return {"oom_kills": int(guest_oom(id, root=root))}
-            _awake(container, "ask for the statistics of")
-            from pycontain.runtime.vm import machine
+        if "machine" not in container.fields:
+            return open_cgroup(container.fields["cgroup"]).stats()
+        if container.status == "stopped":  # the guest is gone; its stand-in wrote this down
+            return {"oom_kills": int(guest_oom(id, root=root))}
+        _awake(container, "ask for the statistics of")
+    from pycontain.runtime.vm import machine
 
-            return machine.stats(container)
-        return open_cgroup(container.fields["cgroup"]).stats()
+    return machine.stats(container)
 
 
 def containers(root: str) -> list[dict[str, Any]]:
@@ -350,7 +353,7 @@ def read_inside(id: str, paths: list[str], limit: int, *, root: str) -> list[byt
 
     with Container.open(root, id) as container:
         container.require("exec")
-        return machine.read_inside(container, paths, limit)
+    return machine.read_inside(container, paths, limit)
 
 
 def copy_in(id: str, source: str, *, root: str) -> None:

@@ -456,6 +456,9 @@ def read(path: str) -> str:
     return b"".join(chunks).decode(errors="replace")
 
 
+_U64 = (1 << 64) - 1  # a guest may say more, and nobody can count with it
+
+
 def read_int(path: str) -> int | None:
     """The number in a file; None for ``max``, for a file that is not there and for anything else."""
     try:
@@ -467,7 +470,7 @@ def read_int(path: str) -> int | None:
 def number(text: str | None) -> int | None:
     """The number that a file's text is; None for ``max``, for no text and for anything else."""
     try:
-        return int(text or "")
+        return min(int(text or ""), _U64)
     except ValueError:
         return None
 
@@ -486,7 +489,7 @@ def table(text: str | None) -> dict[str, int]:
     try:
         for line in (text or "").splitlines():
             key, _, value = line.rpartition(" ")
-            found[key] = int(value)
+            found[key] = min(int(value), _U64)
     except ValueError:
         return {}
     return found

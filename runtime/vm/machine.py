@@ -36,7 +36,7 @@ _QEMU_MIB = 128  # what QEMU needs beside the guest's memory: its own, and 64 Mi
 _PAGES_PER_STRUCT = 64  # a guest's kernel keeps 64 bytes about each page of 4 KiB
 _FILE_MAX = 1 << 20
 _KERNEL_FILE = 1 << 16
-_MOST_PROCESSES = 4096
+_MOST_PROCESSES = 1024
 _CGROUPS = "/sys/fs/cgroup"
 _OWN = "/run/container"  # in the guest: what belongs to the container
 _NS_FILES = (
@@ -394,8 +394,8 @@ def processes(container: Container) -> list[tuple[int, bytes, bytes, int]]:
     at = f"{_CGROUPS}{container.fields['cgroup']}/cgroup.procs"
     with port.Caller(container.directory) as caller:
         (listed,) = caller.call([("enter_root",), ("read", at, _KERNEL_FILE)])
-        pids = [int(word) for word in (listed or b"").split() if word.isdigit()][:_MOST_PROCESSES]
-        files = [("read", f"/proc/{pid}/{name}", 4096) for pid in pids for name in ("stat", "cmdline", "status")]
+        pids = [int(word) for word in (listed or b"").split() if word.isdigit() and len(word) < 8][:_MOST_PROCESSES]
+        files = [("read", f"/proc/{pid}/{name}", 2048) for pid in pids for name in ("stat", "cmdline", "status")]
         found = iter(caller.call([("enter_root",), *files]))
     rows = []
     for pid, stat, command, status in zip(pids, found, found, found):

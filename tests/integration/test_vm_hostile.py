@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import shutil
 import subprocess
 import sys
@@ -20,7 +21,8 @@ from typing import Any
 import pytest
 
 from tests import machine_tools
-from tests.runtime_tools import REPOSITORY, Runtime, left, make_rootfs, write_bundle
+from tests.engine_tools import IMAGE, Host
+from tests.runtime_tools import COMMAND, REPOSITORY, Runtime, left, make_rootfs, write_bundle
 
 pytestmark = [
     pytest.mark.needs("root", "qemu", "virtiofsd", "guest_kernel"),
@@ -322,3 +324,61 @@ def test_an_exec_fails_in_time_and_again(hostile: Hostile, normal: dict[str, Any
     assert all(seconds < ANSWER + 4 for _, seconds in found["execs"])
     assert found["status"] == 137
     bounded(found, normal)
+
+
+# The engine, with another agent for the machines that it starts.
+ENGINE = "import sys; from pycontain.runtime.vm import initramfs; initramfs.AGENT = sys.argv.pop(1); from pycontain.cli import main; main()"
+
+
+@pytest.mark.needs("overlayfs", "bridge", "veth", "nft", "tun", "mkfs.erofs", "mkfs.ext4")
+def test_a_deaf_guest_holds_up_no_other_container(
+    agent: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each start on the bridge tells every machine the new names, and gives up the one that does not listen."""
+    settings = machine_tools.settings(tmp_path, cache=str(cache), templates=False)
+    settings.write_text(settings.read_text() + 'parameters = ["hostile=deaf"]\n')
+    host = Host(tmp_path / "engine")
+    host.directory.mkdir()
+    host.seed()
+    host("run", "--rm", IMAGE, "true")
+    monkeypatch.setenv("PYCONTAIN_VM_CONFIG", str(settings))
+    words = host.argv("run", "-d", "--name", "deaf", "--isolation", "vm", IMAGE, "true")
+    started = subprocess.run(
+        [sys.executable, "-c", ENGINE, str(agent), *words[3:]],
+        env=host.environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    host.note()
+    assert started.returncode == 0, started.stderr
+    assert "Up" in host.out("ps", "--filter", "name=deaf")
+    begun = time.monotonic()
+    done = host("run", "--rm", "--name", "other", IMAGE, "cat", "/etc/hosts")
+    assert time.monotonic() - begun < 6  # one second each for its coming and its going
+    assert "deaf" in done.stdout
+    asking = subprocess.Popen(
+        host.argv("top", "deaf"), env=host.environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    time.sleep(0.5)
+    begun = time.monotonic()
+    host("rm", "-f", "deaf")
+    assert time.monotonic() - begun < 5
+    assert "Traceback" not in asking.communicate(timeout=20)[1]
+    assert host.left() == []
+    host.close()
+
+
+def test_an_exec_whose_command_is_killed_leaves_nothing(neighbours: Neighbours) -> None:
+    """Each of its stand-ins would hold one of the machine's ports."""
+    before = processes("t-beside-vm")
+    dice = random.Random(1)
+    for _ in range(12):
+        process = subprocess.Popen(
+            [*COMMAND, "--root", neighbours.runtime.root, "exec", "t-beside-vm", "true"], stdin=subprocess.DEVNULL
+        )
+        time.sleep(dice.uniform(0.05, 0.2))
+        process.kill()
+        process.wait()
+    end = time.monotonic() + 5
+    while processes("t-beside-vm") != before:
+        assert time.monotonic() < end, processes("t-beside-vm")
+        time.sleep(0.05)
+    neighbours.are_well()

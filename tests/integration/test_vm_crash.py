@@ -27,9 +27,10 @@ pytestmark = [
     pytest.mark.timeout(900),
 ]
 LOOP = "while :; do sleep 0.05; done"
-KILLS = int(os.environ.get("PYCONTAIN_VM_KILLS", "32"))
+KILLS = int(os.environ.get("PYCONTAIN_VM_KILLS", "50"))
 BUILDERS = int(os.environ.get("PYCONTAIN_VM_BUILDER_KILLS", "3"))
 ZEROS = "10e4462c9d0b08e7f0b304c4fbfeafa3"  # of 20,000,000 zeros
+HIERARCHIES = [Path("/sys/fs/cgroup"), *Path("/sys/fs/cgroup").glob("*/")]
 WITH_HELPER = 8  # every so many-th has virtiofsd beside it, and is booted and not cloned
 
 
@@ -59,7 +60,9 @@ def of_cgroups(host: Host) -> list[str]:
 def members(id: str) -> dict[int, str]:
     """The processes in a container's cgroup, with their names."""
     pids: set[int] = set()
-    for path in Path("/sys/fs/cgroup").glob(f"**/pycontain/{id}/cgroup.procs") if id else ():
+    # Not with "**": other cgroups come and go while it looks.
+    for path in HIERARCHIES if id else ():
+        path = path / "pycontain" / id / "cgroup.procs"
         with contextlib.suppress(OSError):
             pids.update(map(int, path.read_text().split()))
     found = {}

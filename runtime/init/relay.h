@@ -33,7 +33,7 @@ enum { PORT, LOCAL, SIGNALS, OTHER, FROM, TO = FROM + 3, POLLED = TO + 3 };
 static struct stream {
 	int from, to;      /* we send what comes from the one, write to the other what we get; -1: none, or no more;
 			    * LATER: it is not there yet */
-	bool sink, closing;
+	bool sink, closing, over; /* closing: once the buffer is empty, for whatever reason; over: the peer has said so */
 	bool tty;          /* "from" is a pty's master, and may be opened again after it has hung up */
 	long long asleep;  /* until when it is left alone */
 	uint32_t most;     /* what one write may have: more than PIECE only where it does not block */
@@ -89,7 +89,7 @@ static void streams_begin(void)
 	for (int i = 0; i < 3; i++) {
 		struct stream *s = &streams[i];
 		s->from = s->to = -1;
-		s->sink = s->closing = s->tty = false;
+		s->sink = s->closing = s->over = s->tty = false;
 		s->most = PIECE;
 		s->window = WINDOW;
 		s->asleep = s->moved = s->owed = s->start = s->end = 0;
@@ -136,12 +136,12 @@ static bool stream_message(uint32_t type, const char *payload, uint32_t n)
 		s->window += amount;
 	} else if (type == MSG_close) {
 		if (s->sink)
-			s->closing = true;
+			s->closing = s->over = true;
 		else if (s->from >= 0)
 			shut(&s->from);
 	} else {
 		n -= 4;
-		if (!s->sink || s->closing || n > WINDOW - (s->end - s->start) - s->owed)
+		if (!s->sink || s->over || n > WINDOW - (s->end - s->start) - s->owed)
 			return nonsense("more of a stream than was granted");
 		if (s->start == s->end)
 			s->start = s->end = 0;
@@ -302,11 +302,13 @@ static void relay_turn(struct pollfd p[POLLED], int timeout)
 		struct stream *s = &streams[i];
 		if (p[TO + i].revents)
 			stream_write(s);
-		if (s->closing && s->start == s->end)
-			shut(&s->to);
 		if (p[FROM + i].revents)
 			stream_read(s);
 	}
 	if (p[PORT].revents & (POLLIN | POLLHUP | POLLERR))
 		port_read();
+	/* Last: an end that comes alone, when all before it is written, has nothing after it to wake us again. */
+	for (int i = 0; i < 3; i++)
+		if (streams[i].closing && streams[i].start == streams[i].end)
+			shut(&streams[i].to);
 }

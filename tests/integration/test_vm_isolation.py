@@ -412,8 +412,8 @@ def direct_map(host: Host, name: str) -> list[tuple[int, int]]:
     count = struct.unpack_from("<H", data, 56)[0]
     found = []
     for number in range(count):
-        kind, _, offset, address, _, size, _, _ = struct.unpack_from("<IIQQQQQQ", data, 64 + 56 * number)
-        if kind == 1 and address >> 44 in range(0xFFFF8, 0xFFFFC) and size <= 1 << 30:
+        kind, _, offset, _, physical, size, _, _ = struct.unpack_from("<IIQQQQQQ", data, 64 + 56 * number)
+        if kind == 1 and physical < 1 << 32 and size <= 1 << 30:
             found.append((offset, size))
     return found
 

@@ -10,6 +10,7 @@ import fcntl
 import os
 import random
 import re
+import select
 import signal
 import socket
 import struct
@@ -268,7 +269,9 @@ def feed(one: StandIn, data: bytes, sizes: list[int]) -> threading.Thread:
 
 @pytest.mark.needs("root", "clang")
 @pytest.mark.parametrize(
-    ("writes", "reads"), [([1 << 20], 1 << 20), ([1, 4095, 100_000, 7], 65536), ([65537], 3000)], ids=["huge", "odd", "slow"]
+    ("writes", "reads"),
+    [([1 << 20], 1 << 20), ([1, 4095, 100_000, 7], 65536), ([65537], 3000)],
+    ids=["huge", "odd", "slow"],
 )
 def test_bytes_come_through_as_they_are(guest: Guest, stands: list[StandIn], writes: list[int], reads: int) -> None:
     data = random.Random(1).randbytes(8 << 20)
@@ -320,7 +323,14 @@ def test_a_reader_that_rests_holds_the_program_and_costs_nothing(guest: Guest, s
 @pytest.mark.needs("root", "clang")
 @pytest.mark.parametrize(
     ("script", "code"),
-    [("exit 0", 0), ("exit 3", 3), ("exit 255", 255), ("kill -9 $$", -9), ("kill -TERM $$", -15), ("kill -SEGV $$", -11)],
+    [
+        ("exit 0", 0),
+        ("exit 3", 3),
+        ("exit 255", 255),
+        ("kill -9 $$", -9),
+        ("kill -TERM $$", -15),
+        ("kill -SEGV $$", -11),
+    ],
 )
 def test_the_end_is_the_programs(guest: Guest, stands: list[StandIn], script: str, code: int) -> None:
     one, _ = run(stands, guest, script)
@@ -345,6 +355,19 @@ def test_a_program_may_close_its_stdin_before_it_is_read(guest: Guest, stands: l
     one, _ = run(stands, guest, "exec <&-; sleep 0.2; echo on; exit 5")
     feed(one, bytes(1 << 20), [65536]).join()
     assert read_all(one.stdout) == b"on\n"
+    assert one.wait() == 5
+
+
+@pytest.mark.needs("root", "clang")
+def test_an_end_that_comes_when_all_before_it_is_written(guest: Guest, stands: list[StandIn]) -> None:
+    """Nothing comes after it that would wake the session again."""
+    one, _ = run(stands, guest, "cat; exec >&-; sleep 0.2; exit 5")
+    os.write(one.stdin, b"x")
+    assert os.read(one.stdout, 10) == b"x"
+    time.sleep(0.2)
+    feed(one, b"", [1]).join()
+    assert select.select([one.stdout], [], [], 5)[0], "the program has heard of the end"
+    assert os.read(one.stdout, 10) == b""
     assert one.wait() == 5
 
 

@@ -16,6 +16,7 @@
 
 #define MAX_PORTS 64
 #define DRAIN_MS 500 /* how long a survivor may keep the output open after the process's end, */
+#define CONNECT_MS 1000
 #define DRAIN_BYTES (1u << 20) /* and how much of it may come after that: more than a pipe holds */
 
 static int obey(unsigned base, unsigned count);
@@ -302,8 +303,13 @@ static void session_collects(void)
 
 static _Noreturn void serve(int port)
 {
-	struct pollfd p[POLLED];
+	struct pollfd p[POLLED], connected = { .fd = port };
 	sigset_t child;
+
+	/* The driver hands out bytes at once, and leaves the word that somebody is connected to a thread of its own. Until
+	 * then an answer cannot be sent, and the end of the bytes looks like the end of the connection. */
+	for (int ms = 0; ms < CONNECT_MS && poll(&connected, 1, 0) > 0 && connected.revents & POLLHUP; ms++)
+		usleep(1000);
 
 	signal(SIGPIPE, SIG_IGN); /* a program may close its stdin, init may be gone: neither is our end */
 	sigemptyset(&child);

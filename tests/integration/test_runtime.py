@@ -170,7 +170,8 @@ def test_preserved_descriptors(runtime: Runtime, bundle: Bundle, tmp_path: Path)
     (tmp_path / "file").write_text("handed in")
     with open(tmp_path / "file") as file:
         fd = fcntl.fcntl(file, fcntl.F_DUPFD, 10)
-        path = bundle("sh", "-c", "cat <&3; ls /proc/$$/fd")  # a pipe behind it would be one more for a moment
+        # A pipe behind it would be one descriptor more for a moment, and the last command takes the shell's place.
+        path = bundle("sh", "-c", "cat <&3; ls /proc/$$/fd; :")
         command = (
             f"exec 3<&{fd} {fd}<&-; exec {' '.join(COMMAND)} --root {runtime.root} run --preserve-fds 1 -b {path} t-fds"
         )

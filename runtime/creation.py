@@ -58,6 +58,11 @@ def cgroup_path(config: dict[str, Any], id: str) -> str:
     return absolute((config.get("linux") or {}).get("cgroupsPath") or f"/pycontain/{id}")
 
 
+def cgroup_of(container: Container) -> Cgroup:
+    """The cgroup of a container that is on record."""
+    return open_cgroup(container.fields["cgroup"])
+
+
 # What every container may do with devices besides $.linux.resources.devices: make nodes (a node alone opens
 # nothing), and use the default devices of config-linux.md, pseudo-terminals and their multiplexer.
 _DEVICE_RULES = [{"allow": True, "type": kind, "access": "m"} for kind in "cb"] + [
@@ -364,7 +369,7 @@ def started(container: Container, process: Process) -> None:
             _hooks.run_all(hooks, "poststart", container.oci("running"))
         except PycontainError:
             # runtime.md, "Lifecycle" 9: a poststart hook that fails ends the container.
-            open_cgroup(container.fields["cgroup"]).kill_all()
+            cgroup_of(container).kill_all()
             raise
 
 
@@ -385,9 +390,8 @@ def delete(id: str, *, root: str, force: bool = False) -> None:
         status = container.status
         if not force and status != "creating":
             container.require("delete")
-        path = container.fields.get("cgroup")
-        if path:
-            cgroup = open_cgroup(path)
+        if container.fields.get("cgroup") is not None:
+            cgroup = cgroup_of(container)
             # pid_namespaces(7): the end of its first process is the end of all in a pid namespace.
             if not (status == "stopped" and container.fields.get("own_pids")):
                 cgroup.kill_all()

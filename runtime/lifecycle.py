@@ -8,6 +8,7 @@ import posix as os
 from pycontain.runtime import namespaces, spec
 from pycontain.runtime.creation import (
     Running,
+    cgroup_of,
     cgroup_path,
     complete_resources,
     join_fds,
@@ -87,7 +88,7 @@ def _plan_again(container: Container) -> Plan:
 
         return kept_plan(container)
     config = _config(container)
-    cgroup = open_cgroup(container.fields["cgroup"])
+    cgroup = cgroup_of(container)
     rootfs = {"kind": "directory", "path": "/"}
     p = plan_for(cgroup, config, complete_resources(config), probe(), rootfs, listen=True, keyring="")
     more = container.fields["operations"] - len(p.ops)  # a network has more operations than the loopback alone
@@ -109,7 +110,7 @@ def kill(id: str, signal: int, *, root: str, all: bool = False) -> None:
         else:
             container.require("kill")
         if all or (signal == 9 and not container.fields["own_pids"]):
-            cgroup = open_cgroup(container.fields["cgroup"])
+            cgroup = cgroup_of(container)
             if signal == 9:
                 cgroup.kill_all()
             else:
@@ -170,7 +171,7 @@ def exec(
     with Container.open(root, id) as container:
         container.require("exec")
         config = _config(container)
-        cgroup = open_cgroup(container.fields["cgroup"])
+        cgroup = cgroup_of(container)
         linux = {key: value for key, value in (config.get("linux") or {}).items() if key in ("seccomp", "personality")}
         guest = None
         if "machine" in container.fields:
@@ -230,7 +231,7 @@ def pause(id: str, *, root: str) -> None:
     """Freeze every process of the container."""
     with Container.open(root, id) as container:
         container.require("pause")
-        open_cgroup(container.fields["cgroup"]).freeze(True)
+        cgroup_of(container).freeze(True)
         container.transition("pause")
 
 
@@ -238,14 +239,14 @@ def resume(id: str, *, root: str) -> None:
     """Let a paused container go on."""
     with Container.open(root, id) as container:
         container.require("resume")
-        open_cgroup(container.fields["cgroup"]).freeze(False)
+        cgroup_of(container).freeze(False)
         container.transition("resume")
 
 
 def ps(id: str, *, root: str) -> list[int]:
     """The pids of the container's processes, as the host numbers them."""
     with Container.open(root, id) as container:
-        return sorted(open_cgroup(container.fields["cgroup"]).pids())
+        return sorted(cgroup_of(container).pids())
 
 
 def top(id: str, *, root: str) -> list[dict[str, Any]]:
@@ -259,7 +260,7 @@ def top(id: str, *, root: str) -> list[dict[str, Any]]:
             _awake(container, "list the processes of")
             found = []
         else:
-            found = [row for pid in open_cgroup(container.fields["cgroup"]).pids() if (row := _process(pid))]
+            found = [row for pid in cgroup_of(container).pids() if (row := _process(pid))]
     if guest:  # without the lock: it may be deaf, and others have something to do with it
         from pycontain.runtime.vm import machine
 
@@ -308,7 +309,7 @@ def stats(id: str, *, root: str) -> dict[str, Any]:
     """What the kernel counts for the container (``Cgroup.stats``): its guest's where it is in a machine."""
     with Container.open(root, id) as container:
         if "machine" not in container.fields:
-            return open_cgroup(container.fields["cgroup"]).stats()
+            return cgroup_of(container).stats()
         if container.status == "stopped":  # the guest is gone; its stand-in wrote this down
             return {"oom_kills": int(guest_oom(id, root=root))}
         _awake(container, "ask for the statistics of")

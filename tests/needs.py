@@ -93,6 +93,13 @@ def _hybrid() -> str | None:
     return None if len(kinds) > 1 else "no cgroup v1 hierarchy is mounted"
 
 
+@probe("net_classes")
+def _net_classes() -> str | None:
+    """The v1 hierarchies of net_cls and net_prio, mounted by nobody else and so free to be mounted."""
+    script = "mount -t cgroup -o net_cls,net_prio none /mnt && umount /mnt"
+    return _root() or _try("unshare", "-m", "sh", "-c", script)
+
+
 @probe("overlayfs")
 def _overlayfs() -> str | None:
     script = (

@@ -182,12 +182,11 @@ class Cgroup:
 
     # What the backends implement.
 
-    def apply(self, resources: dict[str, Any]) -> None:
-        """Write ``resources``; also for a change later. What is left out stays as it is.
+    def settings(self, resources: dict[str, Any]) -> list[Setting]:
+        """What ``apply`` writes, in its order, but for the device rules.
 
         Raises Unsupported (JSON path) for what this host or backend cannot do, SpecError for values that
-        contradict each other, KernelError (JSON path, value, file, errno) for what the kernel refuses.
-        Nothing is undone on failure: the caller removes the cgroup.
+        contradict each other.
         """
         raise NotImplementedError
 
@@ -235,6 +234,14 @@ class Cgroup:
         raise NotImplementedError
 
     # What they share.
+
+    def apply(self, resources: dict[str, Any]) -> None:
+        """Write ``resources``; also for a change later. What is left out stays as it is.
+
+        Raises what ``settings`` raises, and KernelError (JSON path, value, file, errno) for what the kernel refuses.
+        Nothing is undone on failure: the caller removes the cgroup.
+        """
+        write_settings(self.settings(resources))
 
     def exists(self) -> bool:
         """Whether a directory of this cgroup is there in any hierarchy."""
@@ -395,21 +402,18 @@ def _refusal(setting: Setting, error: OSError) -> KernelError | Unsupported:
 
 
 def check(resources: dict[str, Any]) -> None:
-    """What is the same on both backends: sections that are not built yet, and values that the kernel would bend.
+    """What is the same on both backends: values that the kernel would bend.
 
     cpu.shares out of range are clamped by the kernel without a word; memory+swap below memory is EINVAL with
     no word about which. Raises Unsupported or SpecError.
     """
-    for section in ("blockIO", "hugepageLimits", "network", "rdma"):
-        if _asked(resources.get(section)):
-            raise Unsupported(f"{RESOURCES}{section}: not built yet")
     memory = resources.get("memory") or {}
-    for field in ("kernel", "kernelTCP"):
-        if (memory.get(field) or 0) > 0:
-            raise Unsupported(f"{RESOURCES}memory.{field}: not built, Linux 5.16 dropped limits of kernel memory")
+    if (memory.get("kernel") or 0) > 0:
+        # v1 still has the file: it takes any value and limits nothing.
+        raise Unsupported(f"{RESOURCES}memory.kernel: not possible, Linux 5.16 dropped limits of kernel memory")
     if memory.get("useHierarchy") is False:
         raise Unsupported(f"{RESOURCES}memory.useHierarchy: false is not possible, Linux 5.11 made it always true")
-    for field in ("limit", "swap", "reservation"):
+    for field in ("limit", "swap", "reservation", "kernelTCP"):
         if (memory.get(field) or 0) >= 1 << 63:
             # The kernel would take the lower 64 bits: 2^64 bytes is a limit of nought.
             raise SpecError(f"{RESOURCES}memory.{field}", f"{memory[field]} is more than 2^63-1")
@@ -423,11 +427,20 @@ def check(resources: dict[str, Any]) -> None:
         raise SpecError(f"{RESOURCES}cpu.shares", f"{shares} is not between 2 and 262144")
 
 
-def _asked(value: Any) -> bool:
+# Sections whose settings are in modules of their own, as few containers have any.
+RARE = ("blockIO", "hugepageLimits", "network", "rdma", "unified")
+
+
+def asked(value: Any) -> bool:
     """Whether a section says anything: engines write empty objects and noughts for what nobody set."""
     if isinstance(value, dict):
-        return any(_asked(item) for item in value.values())
+        return any(asked(item) for item in value.values())
     return bool(value)
+
+
+def any_rare(resources: dict[str, Any]) -> bool:
+    """Whether anything of ``RARE`` is asked for."""
+    return any(asked(resources.get(section)) for section in RARE)
 
 
 def host_has_swap() -> bool:

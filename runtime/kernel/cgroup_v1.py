@@ -12,6 +12,7 @@ from pycontain.runtime.kernel.cgroup import (
     RESOURCES,
     Cgroup,
     Hierarchy,
+    any_rare,
     check,
     host_has_swap,
     read,
@@ -49,23 +50,27 @@ _UNSET_IS_ZERO = frozenset(("shares", "period", "quota", "realtimePeriod", "real
 
 
 class CgroupV1(Cgroup):
-    """See :class:`Cgroup`. ``_by_controller`` maps a controller to its directory (co-mounted ones share it)."""
+    """See :class:`Cgroup`. ``by_controller`` maps a controller to its directory (co-mounted ones share it)."""
 
-    __slots__ = ("_by_controller",)
+    __slots__ = ("by_controller",)
 
     def __init__(self, path: str, found: list[Hierarchy]) -> None:
         super().__init__(path, found)
-        self._by_controller = {name: item.mount + path for item in found for name in item.controllers}
+        self.by_controller = {name: item.mount + path for item in found for name in item.controllers}
 
     def _prepare(self) -> None:
-        directory = self._by_controller.get("cpuset")
+        directory = self.by_controller.get("cpuset")
         if directory:
             _inherit_cpuset(directory)
 
     def apply(self, resources: dict[str, Any]) -> None:
+        settings = self.settings(resources)
+        if "devices" in resources:
+            self._devices(resources["devices"] or [])
+        write_settings(settings)
+
+    def settings(self, resources: dict[str, Any]) -> list[Setting]:
         check(resources)
-        if resources.get("unified"):
-            raise Unsupported(f"{RESOURCES}unified: files of cgroup v2, but the controllers of this host are on v1")
         settings: list[Setting] = []
         memory = resources.get("memory")
         if memory:
@@ -75,25 +80,27 @@ class CgroupV1(Cgroup):
             for field, file in _CPU:
                 value = cpu.get(field)
                 if value is not None and (value or field not in _UNSET_IS_ZERO):
-                    settings.append((f"cpu.{field}", self._file("cpu", file, f"cpu.{field}"), str(value)))
+                    settings.append((f"cpu.{field}", self.file("cpu", file, f"cpu.{field}"), str(value)))
             for field in ("cpus", "mems"):
                 if cpu.get(field):
-                    file = self._file("cpuset", f"cpuset.{field}", f"cpu.{field}")
+                    file = self.file("cpuset", f"cpuset.{field}", f"cpu.{field}")
                     settings.append((f"cpu.{field}", file, cpu[field]))
         limit = (resources.get("pids") or {}).get("limit")
         if limit is not None:
             value = "max" if limit == -1 else str(limit)
-            settings.append(("pids.limit", self._file("pids", "pids.max", "pids.limit"), value))
-        if "devices" in resources:
-            self._devices(resources["devices"] or [])
-        write_settings(settings)
+            settings.append(("pids.limit", self.file("pids", "pids.max", "pids.limit"), value))
+        if any_rare(resources):
+            from pycontain.runtime.kernel.cgroup_v1_rare import rare_settings
+
+            settings += rare_settings(self, resources)
+        return settings
 
     def _memory(self, memory: dict[str, Any], settings: list[Setting]) -> None:
         limit, swap = memory.get("limit"), memory.get("swap")
         if limit:
-            settings.append(("memory.limit", self._file("memory", "memory.limit_in_bytes", "memory.limit"), str(limit)))
+            settings.append(("memory.limit", self.file("memory", "memory.limit_in_bytes", "memory.limit"), str(limit)))
         if swap or limit == -1:
-            file = self._file("memory", "memory.memsw.limit_in_bytes", "memory.swap")
+            file = self.file("memory", "memory.memsw.limit_in_bytes", "memory.swap")
             if exists(file):
                 # Unlimited memory is possible only with unlimited memory+swap.
                 settings.append(("memory.swap", file, str(swap or -1)))
@@ -104,17 +111,18 @@ class CgroupV1(Cgroup):
                 )
         for field, name in (
             ("reservation", "memory.soft_limit_in_bytes"),
+            ("kernelTCP", "memory.kmem.tcp.limit_in_bytes"),
             ("swappiness", "memory.swappiness"),
             ("disableOOMKiller", "memory.oom_control"),
         ):
             value = memory.get(field)
-            if value is None or (field == "reservation" and not value):
+            if value is None or (not value and field in ("reservation", "kernelTCP")):
                 continue
-            settings.append((f"memory.{field}", self._file("memory", name, f"memory.{field}"), str(int(value))))
+            settings.append((f"memory.{field}", self.file("memory", name, f"memory.{field}"), str(int(value))))
 
     def _devices(self, rules: list[dict[str, Any]]) -> None:
         """The list is an allowlist: what no rule allows is denied (GHSA-g54h-m393-cpwq was the other reading)."""
-        directory = directory_of(self._file("devices", "devices.deny", "devices"))
+        directory = directory_of(self.file("devices", "devices.deny", "devices"))
         for file, text in device_writes(rules):
             try:
                 write(f"{directory}/{file}", text)
@@ -122,8 +130,9 @@ class CgroupV1(Cgroup):
                 tried = f"{RESOURCES}devices: write {text!r} to {directory}/{file}"
                 raise KernelError(tried, error.errno or EINVAL) from error
 
-    def _file(self, controller: str, file: str, where: str) -> str:
-        directory = self._by_controller.get(controller)
+    def file(self, controller: str, file: str, where: str) -> str:
+        """The path of ``file``; Unsupported where its controller is in no hierarchy of v1."""
+        directory = self.by_controller.get(controller)
         if directory is None:
             raise Unsupported(f"{RESOURCES}{where}: this host has no {controller} controller")
         return f"{directory}/{file}"
@@ -145,12 +154,12 @@ class CgroupV1(Cgroup):
 
     def _process_directory(self) -> str:
         for controller in ("freezer", "pids", "devices"):
-            if controller in self._by_controller:
-                return self._by_controller[controller]
+            if controller in self.by_controller:
+                return self.by_controller[controller]
         return self.directories[0]
 
     def freeze(self, frozen: bool) -> None:
-        directory = self._by_controller.get("freezer")
+        directory = self.by_controller.get("freezer")
         if directory is None:
             raise Unsupported(f"freeze cgroup {self.path}: this host has no freezer controller")
         wanted = "FROZEN" if frozen else "THAWED"
@@ -172,7 +181,7 @@ class CgroupV1(Cgroup):
         raise KernelError(f"wait for {wanted} in {directory}/freezer.state", EBUSY)
 
     def _freeze_soon(self, frozen: bool) -> None:
-        directory = self._by_controller.get("freezer")
+        directory = self.by_controller.get("freezer")
         if directory:
             try:
                 write(f"{directory}/freezer.state", "FROZEN" if frozen else "THAWED")
@@ -181,14 +190,14 @@ class CgroupV1(Cgroup):
 
     def oom_kills(self) -> int:
         # On v1 the counter is that of one cgroup alone, unlike memory.events of v2.
-        directory = self._by_controller.get("memory")
+        directory = self.by_controller.get("memory")
         if directory is None:
             return 0
         return sum(read_table(f"{level}/memory.oom_control").get("oom_kill", 0) for level in tree(directory))
 
     def stats(self) -> dict[str, Any]:
         result: dict[str, Any] = {"oom_kills": self.oom_kills()}
-        at = self._by_controller
+        at = self.by_controller
         if "memory" in at:
             base = at["memory"] + "/memory."
             usage = read_int(base + "usage_in_bytes") or 0

@@ -12,6 +12,8 @@ from pycontain.runtime.kernel.cgroup import (
     RESOURCES,
     Cgroup,
     Hierarchy,
+    any_rare,
+    asked,
     check,
     host_has_swap,
     number,
@@ -20,7 +22,6 @@ from pycontain.runtime.kernel.cgroup import (
     read_table,
     table,
     write,
-    write_settings,
 )
 from pycontain.runtime.paths import directory_of, exists
 
@@ -35,22 +36,24 @@ CONTROLLERS = ("cpuset", "cpu", "io", "memory", "pids")  # those that a limit of
 
 
 class CgroupV2(Cgroup):
-    """See :class:`Cgroup`. ``_mount`` is where cgroup2 is mounted, ``_at`` the cgroup's one directory."""
+    """See :class:`Cgroup`. ``mount`` is where cgroup2 is mounted, ``at`` the cgroup's one directory."""
 
-    __slots__ = ("_at", "_mount")
+    __slots__ = ("at", "mount")
 
     def __init__(self, path: str, found: list[Hierarchy]) -> None:
         hierarchy = next(item for item in found if item.unified)
         super().__init__(path, [hierarchy])
-        self._mount = hierarchy.mount
-        self._at = hierarchy.mount + path
+        self.mount = hierarchy.mount
+        self.at = hierarchy.mount + path
 
     def _prepare(self) -> None:
+        self.enable(read(f"{self.mount}/cgroup.controllers").split())
+
+    def enable(self, wanted: list[str]) -> None:
         """A controller reaches a cgroup when every level above has it in cgroup.subtree_control."""
-        wanted = read(f"{self._mount}/cgroup.controllers").split()
-        if set(wanted) <= set(read(f"{self._at}/cgroup.controllers").split()):
+        if set(wanted) <= set(read(f"{self.at}/cgroup.controllers").split()):
             return
-        level = self._mount
+        level = self.mount
         for part in self.path.split("/")[1:]:
             self._enable(level, wanted)
             level += "/" + part
@@ -68,11 +71,7 @@ class CgroupV2(Cgroup):
                 except OSError:
                     continue
 
-    def apply(self, resources: dict[str, Any]) -> None:
-        write_settings(self.settings(resources))
-
     def settings(self, resources: dict[str, Any]) -> list[Setting]:
-        """What ``apply`` writes, in its order. Raises what it raises, but for the kernel's refusals."""
         check(resources)
         settings: list[Setting] = []
         memory = resources.get("memory")
@@ -83,30 +82,27 @@ class CgroupV2(Cgroup):
             self._cpu(cpu, settings)
         limit = (resources.get("pids") or {}).get("limit")
         if limit is not None:
-            settings.append(("pids.limit", self._file("pids.max", "pids.limit"), _limit(limit)))
-        for key, value in (resources.get("unified") or {}).items():
-            where = f'unified["{key}"]'
-            if "/" in key or "." not in key:
-                raise SpecError(f"{RESOURCES}{where}", "not the name of a cgroup file")
-            file = self._file(key, where)
-            # Files such as io.max take one device per write.
-            settings.extend((where, file, line) for line in str(value).splitlines() or [""])
+            settings.append(("pids.limit", self.file("pids.max", "pids.limit"), _limit(limit)))
+        if any_rare(resources):
+            from pycontain.runtime.kernel.cgroup_v2_rare import rare_settings
+
+            settings += rare_settings(self, resources)
         return settings
 
     def _memory(self, memory: dict[str, Any], settings: list[Setting]) -> None:
-        for field in ("swappiness", "disableOOMKiller"):
+        for field in ("swappiness", "disableOOMKiller", "kernelTCP"):
             value = memory.get(field)
-            if value is not None and value is not False:
+            if value is not None and value is not False and (field != "kernelTCP" or value > 0):
                 raise Unsupported(f"{RESOURCES}memory.{field}: cgroup v2 has no such setting")
         limit, swap = memory.get("limit"), memory.get("swap")
         if limit:
-            file = self._file("memory.max", "memory.limit")
+            file = self.file("memory.max", "memory.limit")
             if memory.get("checkBeforeUpdate") and limit != -1:
                 self._check_usage(limit)
             settings.append(("memory.limit", file, _limit(limit)))
         swap_max = swap_value(limit, swap)
         if swap_max is not None:
-            file = self._file("memory.swap.max", "memory.swap")
+            file = self.file("memory.swap.max", "memory.swap")
             if exists(file):
                 settings.append(("memory.swap", file, swap_max))
             elif swap_max != "max" and (swap_max != "0" or host_has_swap()):
@@ -116,12 +112,12 @@ class CgroupV2(Cgroup):
                 )
         reservation = memory.get("reservation")
         if reservation:
-            file = self._file("memory.low", "memory.reservation")
+            file = self.file("memory.low", "memory.reservation")
             settings.append(("memory.reservation", file, _limit(reservation)))
 
     def _check_usage(self, limit: int) -> None:
         # v1 refuses a limit below the usage; v2 takes it and kills, unless somebody looks first.
-        usage = read_int(f"{self._at}/memory.current") or 0
+        usage = read_int(f"{self.at}/memory.current") or 0
         if usage > limit:
             raise KernelError(f"{RESOURCES}memory.limit: {limit} is less than the {usage} bytes in use", EBUSY)
 
@@ -131,37 +127,41 @@ class CgroupV2(Cgroup):
                 raise Unsupported(f"{RESOURCES}cpu.{field}: cgroup v2 has no such setting")
         if cpu.get("shares"):
             weight = str(weight_of_shares(cpu["shares"]))
-            settings.append(("cpu.shares", self._file("cpu.weight", "cpu.shares"), weight))
+            settings.append(("cpu.shares", self.file("cpu.weight", "cpu.shares"), weight))
         quota, period = cpu.get("quota") or 0, cpu.get("period") or 0
         if quota or period:
             where = "cpu.quota" if quota else "cpu.period"
-            file = self._file("cpu.max", where)
+            file = self.file("cpu.max", where)
             first = str(quota) if quota > 0 else "max" if quota else read(file).split()[0]
             settings.append((where, file, f"{first} {period}" if period else first))
         for field, name in (("burst", "cpu.max.burst"), ("idle", "cpu.idle")):
             if cpu.get(field) is not None:
-                settings.append((f"cpu.{field}", self._file(name, f"cpu.{field}"), str(cpu[field])))
+                settings.append((f"cpu.{field}", self.file(name, f"cpu.{field}"), str(cpu[field])))
         for field in ("cpus", "mems"):
             if cpu.get(field):
-                settings.append((f"cpu.{field}", self._file(f"cpuset.{field}", f"cpu.{field}"), cpu[field]))
+                settings.append((f"cpu.{field}", self.file(f"cpuset.{field}", f"cpu.{field}"), cpu[field]))
 
-    def _file(self, file: str, where: str) -> str:
+    def file(self, file: str, where: str) -> str:
         """The path of ``file``, once its controller is known to be there."""
-        path = f"{self._at}/{file}"
+        path = f"{self.at}/{file}"
         controller = file.partition(".")[0]
         if controller != "cgroup" and not exists(path):
-            if controller not in read(f"{self._mount}/cgroup.controllers").split():
-                raise Unsupported(f"{RESOURCES}{where}: this host has no {controller} controller")
-            if controller not in read(f"{self._at}/cgroup.controllers").split():
-                raise Unsupported(
-                    f"{RESOURCES}{where}: the {controller} controller is not enabled for {self.path}",
-                    hint=f"move the processes out of the cgroups above it and enable it: "
-                    f"echo +{controller} > {directory_of(self._at)}/cgroup.subtree_control",
-                )
+            self.need(controller, where)
         return path
 
+    def need(self, controller: str, where: str) -> None:
+        """Raises Unsupported where the host has no such controller, or the cgroup has not got it."""
+        if controller not in read(f"{self.mount}/cgroup.controllers").split():
+            raise Unsupported(f"{RESOURCES}{where}: this host has no {controller} controller")
+        if controller not in read(f"{self.at}/cgroup.controllers").split():
+            raise Unsupported(
+                f"{RESOURCES}{where}: the {controller} controller is not enabled for {self.path}",
+                hint=f"move the processes out of the cgroups above it and enable it: "
+                f"echo +{controller} > {directory_of(self.at)}/cgroup.subtree_control",
+            )
+
     def join_fds(self) -> tuple[str, Any]:
-        return "v2", self._open(self._at, os.O_RDONLY | os.O_DIRECTORY)
+        return "v2", self._open(self.at, os.O_RDONLY | os.O_DIRECTORY)
 
     def device_program(self, resources: dict[str, Any]) -> bytes | None:
         if "devices" not in resources:
@@ -171,18 +171,18 @@ class CgroupV2(Cgroup):
         return compile_devices(resources["devices"] or [])
 
     def _process_directory(self) -> str:
-        return self._at
+        return self.at
 
     def freeze(self, frozen: bool) -> None:
-        file, wanted = f"{self._at}/cgroup.freeze", int(frozen)
+        file, wanted = f"{self.at}/cgroup.freeze", int(frozen)
         deadline = monotonic() + FREEZE_SECONDS
         pause = 0.0005
         try:
             write(file, str(wanted))
-            while read_table(f"{self._at}/cgroup.events").get("frozen") != wanted:
+            while read_table(f"{self.at}/cgroup.events").get("frozen") != wanted:
                 if monotonic() > deadline:
                     write(file, "0")
-                    raise KernelError(f"wait for frozen {wanted} in {self._at}/cgroup.events", EBUSY)
+                    raise KernelError(f"wait for frozen {wanted} in {self.at}/cgroup.events", EBUSY)
                 sleep(pause)
                 pause = min(pause * 2, 0.05)
         except OSError as error:
@@ -190,18 +190,18 @@ class CgroupV2(Cgroup):
 
     def _freeze_soon(self, frozen: bool) -> None:
         try:
-            write(f"{self._at}/cgroup.freeze", str(int(frozen)))
+            write(f"{self.at}/cgroup.freeze", str(int(frozen)))
         except OSError:
             pass  # removed meanwhile: nothing is left to stop
 
     def oom_kills(self) -> int:
-        return read_table(f"{self._at}/memory.events").get("oom_kill", 0)
+        return read_table(f"{self.at}/memory.events").get("oom_kill", 0)
 
     def stats(self) -> dict[str, Any]:
         texts = {}
         for name in STATS:
             try:
-                texts[name] = read(f"{self._at}/{name}")
+                texts[name] = read(f"{self.at}/{name}")
             except OSError:
                 pass
         return counted(texts)
@@ -300,12 +300,18 @@ class PlannedCgroup(CgroupV2):
     def operations(self, resources: dict[str, Any], controllers: list[str]) -> list[tuple[Any, ...]]:
         """Make the cgroup, with the guest's ``controllers``, and set what ``$.linux.resources`` asks for."""
         ops: list[tuple[Any, ...]] = []
-        level = self._mount
+        level = self.mount
         for part in self.path.strip("/").split("/"):
             ops.append(("write", f"{level}/cgroup.subtree_control", " ".join(f"+{name}" for name in controllers)))
             level += f"/{part}"
             ops.append(("mkdir", level, 0o755, 0, 0))
         return ops + [("write", file, value) for _, file, value in self.settings(resources)]
 
-    def _file(self, file: str, where: str) -> str:
-        return f"{self._at}/{file}"
+    def settings(self, resources: dict[str, Any]) -> list[Setting]:
+        for section in ("blockIO", "hugepageLimits", "network", "rdma"):
+            if asked(resources.get(section)):
+                raise Unsupported(f"{RESOURCES}{section}: not in a machine, whose devices are not the host's")
+        return super().settings(resources)
+
+    def file(self, file: str, where: str) -> str:
+        return f"{self.at}/{file}"

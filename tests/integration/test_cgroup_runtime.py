@@ -181,8 +181,8 @@ def test_a_value_that_the_kernel_refuses_leaves_nothing(runtime: Runtime, make: 
     assert left("t-cgroup") == []
 
 
-def test_what_is_not_built_is_refused_by_name(runtime: Runtime, make: Callable[..., Path]) -> None:
-    done = runtime("create", "-b", make({"blockIO": {"weight": 100}}, "true"), "t-cgroup")
+def test_a_value_out_of_range_is_refused_by_name(runtime: Runtime, make: Callable[..., Path]) -> None:
+    done = runtime("create", "-b", make({"blockIO": {"weight": 5}}, "true"), "t-cgroup")
     assert done.returncode == 1
-    assert "$.linux.resources.blockIO: not built yet" in done.stderr
+    assert done.stderr == "pycontain-runtime: $.linux.resources.blockIO.weight: found 5, wanted 10 to 1000\n"
     assert left("t-cgroup") == []

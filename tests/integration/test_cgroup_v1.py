@@ -176,9 +176,12 @@ def test_a_limit_below_the_use_is_refused_by_the_kernel(group: CgroupV1) -> None
         end(process)
 
 
-def test_unified_values_are_refused(group: CgroupV1) -> None:
-    with pytest.raises(Unsupported, match=r"^\$\.linux\.resources\.unified: files of cgroup v2, but "):
+def test_unified_values_of_controllers_on_v1_are_refused(group: CgroupV1) -> None:
+    with pytest.raises(Unsupported) as caught:
         group.apply({"unified": {"memory.high": "1"}})
+    assert caught.value.message == (
+        '$.linux.resources.unified["memory.high"]: a file of cgroup v2, but this host has its memory controller on v1'
+    )
 
 
 @pytest.mark.needs("hybrid")
@@ -247,4 +250,103 @@ def test_limits_with_nothing_but_a_bare_cgroup2_mounted_are_refused_by_name() ->
         "$.linux.resources.memory.limit: this host has no memory controller",
         "$.linux.resources.pids.limit: this host has no pids controller",
         "$.linux.resources.cpu.quota: this host has no cpu controller",
+    ], done.stderr
+
+
+DISK = next(iter(sorted(os.listdir("/sys/block"), key=lambda name: (not name.startswith(("vd", "sd", "nvme")), name))), "")
+
+
+def device() -> tuple[int, int]:
+    """The first disk's (major, minor)."""
+    major, minor = cat(f"/sys/block/{DISK}/dev").split(":")
+    return int(major), int(minor)
+
+
+def test_block_io_as_cat_reads_it(group: CgroupV1) -> None:
+    major, minor = device()
+    limits = {
+        "throttleReadBpsDevice": 1 << 20,
+        "throttleWriteBpsDevice": 2 << 20,
+        "throttleReadIOPSDevice": 300,
+        "throttleWriteIOPSDevice": 400,
+    }
+    group.apply(
+        {
+            "blockIO": {
+                "weight": 200,
+                **{name: [{"major": major, "minor": minor, "rate": rate}] for name, rate in limits.items()},
+            }
+        }
+    )
+    directory = at(group, "blkio")
+    names = [f"blkio.throttle.{kind}_device" for kind in ("read_bps", "write_bps", "read_iops", "write_iops")]
+    assert [cat(f"{directory}/{name}") for name in names] == [f"{major}:{minor} {rate}" for rate in limits.values()]
+    weight = "blkio.weight" if os.path.exists(f"{directory}/blkio.weight") else "blkio.bfq.weight"
+    assert cat(f"{directory}/{weight}").split()[-1] == "200"
+    group.apply({"blockIO": {"throttleReadBpsDevice": [{"major": major, "minor": minor, "rate": 0}]}})
+    assert cat(f"{directory}/{names[0]}") == ""
+
+
+def test_a_disk_that_is_not_there(group: CgroupV1) -> None:
+    with pytest.raises(KernelError) as caught:
+        group.apply({"blockIO": {"throttleWriteIOPSDevice": [{"major": 4000, "minor": 0, "rate": 5}]}})
+    assert caught.value.message == (
+        "$.linux.resources.blockIO.throttleWriteIOPSDevice[0]: write '4000:0 5' to "
+        f"{at(group, 'blkio')}/blkio.throttle.write_iops_device: ENODEV (no such device)"
+    )
+
+
+def test_a_weight_for_the_leaves_went_with_cfq(group: CgroupV1) -> None:
+    file = f"{at(group, 'blkio')}/blkio.leaf_weight"
+    with pytest.raises(Unsupported) as caught:
+        group.apply({"blockIO": {"leafWeight": 100}})
+    assert caught.value.message == f"$.linux.resources.blockIO.leafWeight: this kernel has no blkio.leaf_weight ({file})"
+
+
+def test_memory_of_tcp_as_cat_reads_it(group: CgroupV1) -> None:
+    group.apply({"memory": {"kernelTCP": 16 << 20}})
+    assert cat(at(group, "memory") + "/memory.kmem.tcp.limit_in_bytes") == str(16 << 20)
+
+
+@pytest.mark.needs("hybrid")
+def test_huge_pages_and_unified_files_on_the_cgroup2_of_a_hybrid_host(group: CgroupV1) -> None:
+    assert group.unified is not None
+    if "hugetlb" in cat(f"{group.unified.removesuffix(group.path)}/cgroup.controllers").split():
+        group.apply({"hugepageLimits": [{"pageSize": "2MB", "limit": 6 << 20}], "unified": {"hugetlb.1GB.max": "0"}})
+        names = ("hugetlb.2MB.max", "hugetlb.2MB.rsvd.max", "hugetlb.1GB.max")
+        assert [cat(f"{group.unified}/{name}") for name in names] == [str(6 << 20), str(6 << 20), "0"]
+    group.apply({"unified": {"cgroup.max.depth": "7"}})
+    assert cat(f"{group.unified}/cgroup.max.depth") == "7"
+
+
+@pytest.mark.needs("unshare", "net_classes")
+def test_network_classes_and_priorities_as_cat_reads_them() -> None:
+    """In a private mount namespace, as these hierarchies are mounted on few hosts."""
+    name = f"pycontain-test-net-{os.getpid()}"
+    code = (
+        "from pycontain.runtime.kernel.cgroup import open_cgroup\n"
+        f"group = open_cgroup('/{name}')\n"
+        "group.create()\n"
+        "group.apply({'network': {'classID': 1048577, 'priorities': [{'name': 'lo', 'priority': 5}]}})\n"
+        "import subprocess\n"
+        "for file in ('net_cls.classid', 'net_prio.ifpriomap'):\n"
+        f"    subprocess.run(['cat', '/mnt/net/{name}/' + file], check=True)\n"
+        "try: group.apply({'network': {'priorities': [{'name': 'none0', 'priority': 5}]}})\n"
+        "except Exception as error: print(error, flush=True)\n"
+        "group.remove()\n"
+    )
+    script = (
+        "mount -t tmpfs t /mnt && mkdir /mnt/net && mount -t cgroup -o net_cls,net_prio none /mnt/net || exit 1\n"
+        '"$@"; status=$?; umount /mnt/net; exit $status'
+    )
+    done = subprocess.run(
+        ["unshare", "-mn", "sh", "-c", script, "sh", sys.executable, "-c", code],
+        capture_output=True, text=True, timeout=60, cwd=Path(__file__).parents[2],
+    )  # fmt: skip
+    lines = done.stdout.splitlines()
+    assert lines[:2] + lines[-1:] == [
+        "1048577",
+        "lo 5",
+        f"$.linux.resources.network.priorities[0]: write 'none0 5' to /mnt/net/{name}/net_prio.ifpriomap: "
+        "ENODEV (no such device)",
     ], done.stderr

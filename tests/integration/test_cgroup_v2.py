@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 from pycontain.runtime.errors import KernelError, SpecError, Unsupported
 from pycontain.runtime.kernel import cgroup as kernel
 from pycontain.runtime.kernel.cgroup_v2 import CgroupV2
-from tests.integration.cgroup_tools import cat, child, end, run, scratch
+from tests.integration.cgroup_tools import cat, child, end, run, scratch, sleeper
 
 pytestmark = pytest.mark.needs("root", "cgroup2")
 
@@ -122,6 +123,21 @@ def test_a_level_that_holds_processes_is_named(group: CgroupV2) -> None:
             KernelError,
             "unified[\"pids.max\"]: write 'many' to {at}/pids.max: EINVAL (invalid argument)",
         ),
+        (
+            {"rdma": {"mlx5_1": {"hcaHandles": 3, "hcaObjects": 10000}}},
+            KernelError,
+            "rdma['mlx5_1']: write 'mlx5_1 hca_handle=3 hca_object=10000' to {at}/rdma.max: ENODEV (no such device)",
+        ),
+        (
+            {"hugepageLimits": [{"pageSize": "3MB", "limit": 1}]},
+            SpecError,
+            "hugepageLimits[0].pageSize: found '3MB', wanted one of 1GB, 2MB",
+        ),
+        (
+            {"blockIO": {"throttleReadIOPSDevice": [{"major": 4000, "minor": 0, "rate": 5}]}},
+            KernelError,
+            "blockIO.throttleReadIOPSDevice[0]: write '4000:0 riops=5' to {at}/io.max: ENODEV (no such device)",
+        ),
         ({"cpu": {"period": 10}}, KernelError, "cpu.period: write 'max 10' to {at}/cpu.max: EINVAL (invalid argument)"),
     ],
 )
@@ -140,6 +156,108 @@ def test_io_is_counted(group: CgroupV2) -> None:
     )
     assert run(group, code) == (0, "")
     assert group.stats()["io"]["written"] >= 4 << 20
+
+
+def disk() -> tuple[str, int, int]:
+    """Of the disk under TMPDIR: its number as ``8:0``, major and minor."""
+    number = os.stat(os.environ.get("TMPDIR", "/var/tmp")).st_dev
+    return f"{os.major(number)}:{os.minor(number)}", os.major(number), os.minor(number)
+
+
+def of_disk(kind: str, rate: int) -> dict[str, Any]:
+    _, major, minor = disk()
+    return {kind: [{"major": major, "minor": minor, "rate": rate}]}
+
+
+def test_block_io_as_cat_reads_it(group: CgroupV2) -> None:
+    name, major, minor = disk()
+    limits = {
+        **of_disk("throttleReadBpsDevice", 1 << 20),
+        **of_disk("throttleWriteBpsDevice", 2 << 20),
+        **of_disk("throttleReadIOPSDevice", 300),
+        **of_disk("throttleWriteIOPSDevice", 400),
+    }
+    group.apply({"blockIO": {"weight": 500, **limits}})
+    assert files(group, "io.weight", "io.max") == [
+        "default 4950",
+        f"{name} rbps=1048576 wbps=2097152 riops=300 wiops=400",
+    ]
+    group.apply({"blockIO": of_disk("throttleReadBpsDevice", 0), "unified": {"io.max": f"{name} wiops=max riops=max"}})
+    assert files(group, "io.max") == [f"{name} rbps=max wbps=2097152 riops=max wiops=max"]
+    subprocess.run(["modprobe", "bfq"], check=True, timeout=30)
+    # Its file takes the place of the other one; for a device it wants that device to be scheduled by it.
+    weights = {"weight": 300, "weightDevice": [{"major": major, "minor": minor, "weight": 200}]}
+    scheduler = f"/sys/dev/block/{name}/queue/scheduler"
+    with open(scheduler, "w") as file:
+        file.write("bfq")
+    try:
+        group.apply({"blockIO": weights})
+        assert files(group, "io.bfq.weight") == [f"default 300\n{name} 200"]
+    finally:
+        with open(scheduler, "w") as file:
+            file.write("none")
+
+
+@pytest.mark.parametrize(
+    ("kind", "mode"), [("throttleWriteBpsDevice", "O_WRONLY"), ("throttleReadBpsDevice", "O_RDONLY")]
+)
+def test_the_disk_is_held_back(group: CgroupV2, kind: str, mode: str) -> None:
+    """Two megabytes at one a second: past all caches, and at least a second whatever else goes on."""
+    path = f"{os.environ.get('TMPDIR', '/var/tmp')}/pycontain-io-max"
+    with open(path, "wb") as file:
+        file.write(b"x" * (2 << 20))
+        os.fsync(file.fileno())
+    group.apply({"blockIO": of_disk(kind, 1 << 20)})
+    code = (
+        "import mmap, time\n"
+        f"fd = os.open({path!r}, os.{mode} | os.O_DIRECT)\n"
+        "page = mmap.mmap(-1, 1 << 18)\n"
+        "start = time.monotonic()\n"
+        f"for _ in range(8): {'os.write(fd, page)' if mode == 'O_WRONLY' else 'os.readv(fd, [page])'}\n"
+        "print(time.monotonic() - start)\n"
+    )
+    try:
+        status, output = run(group, code)
+        assert (status, float(output) > 0.9) == (0, True), output
+    finally:
+        os.unlink(path)
+
+
+def test_huge_pages_are_held_back(group: CgroupV2) -> None:
+    before = cat("/proc/sys/vm/nr_hugepages")
+    with open("/proc/sys/vm/nr_hugepages", "w") as file:
+        file.write("4")
+    try:
+        group.apply({"hugepageLimits": [{"pageSize": "2MB", "limit": 4 << 20}]})
+        assert files(group, "hugetlb.2MB.max", "hugetlb.2MB.rsvd.max") == [str(4 << 20)] * 2
+        code = (
+            "import mmap\n"
+            "pages = []\n"
+            "try:\n"
+            "    while True:\n"
+            "        pages.append(mmap.mmap(-1, 2 << 20, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x40000))\n"
+            "        pages[-1][0] = 1\n"
+            "except OSError as error: print(len(pages), error.strerror)\n"
+        )
+        assert run(group, code) == (0, "2 Cannot allocate memory\n")
+    finally:
+        with open("/proc/sys/vm/nr_hugepages", "w") as file:
+            file.write(before)
+
+
+def test_processors_are_held_back(group: CgroupV2) -> None:
+    group.apply({"cpu": {"cpus": "1"}})
+    assert files(group, "cpuset.cpus.effective") == ["1"]
+    assert run(group, "print(sorted(os.sched_getaffinity(0)))") == (0, "[1]\n")
+
+
+def test_all_of_a_cgroup_is_killed_together_when_it_asks_for_that(group: CgroupV2) -> None:
+    group.apply({"memory": {"limit": 64 << 20, "swap": 64 << 20}, "unified": {"memory.oom.group": "1"}})
+    assert files(group, "memory.oom.group") == ["1"]
+    bystander = sleeper(group)
+    assert run(group, "b = bytearray(100 << 20)") == (-9, "")
+    assert bystander.wait(timeout=10) == -9
+    bystander.communicate()
 
 
 def test_a_program_for_the_devices() -> None:

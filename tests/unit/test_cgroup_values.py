@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from pycontain.runtime.kernel.cgroup_v2 import CgroupV2, swap_value, weight_of_s
 
 V1_FILES = """
     memory/memory.limit_in_bytes memory/memory.memsw.limit_in_bytes memory/memory.soft_limit_in_bytes
-    memory/memory.swappiness memory/memory.oom_control cpu/cpu.shares cpu/cpu.cfs_period_us cpu/cpu.cfs_quota_us
+    memory/memory.swappiness memory/memory.oom_control memory/memory.kmem.tcp.limit_in_bytes cpu/cpu.shares cpu/cpu.cfs_period_us cpu/cpu.cfs_quota_us
     cpu/cpu.cfs_burst_us cpu/cpu.rt_period_us cpu/cpu.rt_runtime_us cpu/cpu.idle cpuset/cpuset.cpus
     cpuset/cpuset.mems pids/pids.max
 """
@@ -71,7 +70,7 @@ FULL: dict[str, Any] = {
 
 
 def test_v1_writes_every_field_as_it_is(tmp_path: Path) -> None:
-    more = {"swappiness": 0, "disableOOMKiller": True, **FULL["memory"]}
+    more = {"swappiness": 0, "disableOOMKiller": True, "kernelTCP": 16777216, **FULL["memory"]}
     cpu = {"realtimePeriod": 1000000, "realtimeRuntime": 950000, **FULL["cpu"]}
     v1(tmp_path).apply({"memory": more, "cpu": cpu, "pids": FULL["pids"]})
     assert written(tmp_path) == {
@@ -80,6 +79,7 @@ def test_v1_writes_every_field_as_it_is(tmp_path: Path) -> None:
         "memory.soft_limit_in_bytes": "33554432",
         "memory.swappiness": "0",
         "memory.oom_control": "1",
+        "memory.kmem.tcp.limit_in_bytes": "16777216",
         "cpu.shares": "1024",
         "cpu.cfs_period_us": "100000",
         "cpu.cfs_quota_us": "50000",
@@ -109,25 +109,15 @@ def test_v2_converts_what_has_another_form_there(tmp_path: Path) -> None:
     }
 
 
-def test_v2_unified_values_go_to_their_files_line_by_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    group = v2(tmp_path)
-    calls: list[tuple[str, str]] = []
-    monkeypatch.setattr(cgroup, "write", lambda path, value: calls.append((os.path.basename(path), value)))
-    group.apply(
-        {"unified": {"memory.high": "1000", "io.max": "8:0 rbps=1\n8:16 rbps=2\n", "cgroup.max.descendants": "3"}}
-    )
-    assert calls == [
-        ("memory.high", "1000"),
-        ("io.max", "8:0 rbps=1"),
-        ("io.max", "8:16 rbps=2"),
-        ("cgroup.max.descendants", "3"),
-    ]
-
-
 @pytest.mark.parametrize("make", [v1, v2])
 def test_nothing_asked_writes_nothing(make: Any, tmp_path: Path) -> None:
     make(tmp_path).apply(
-        {"memory": {"limit": 0, "swap": 0}, "cpu": {"shares": 0, "quota": 0, "cpus": ""}, "pids": None, "blockIO": {}}
+        {
+            "memory": {"limit": 0, "swap": 0, "kernel": -1, "kernelTCP": 0},
+            "cpu": {"shares": 0, "quota": 0, "cpus": ""},
+            "pids": None,
+            "blockIO": {},
+        }
     )
     assert written(tmp_path) == {}
 
@@ -209,12 +199,8 @@ def test_weight_never_falls_and_stays_in_range(shares: int) -> None:
 
 
 REFUSED_BY_BOTH = [
-    ({"blockIO": {"weight": 10}}, "blockIO: not built yet"),
-    ({"hugepageLimits": [{"pageSize": "2MB", "limit": 1}]}, "hugepageLimits: not built yet"),
-    ({"network": {"classID": 1}}, "network: not built yet"),
-    ({"rdma": {"mlx5_1": {"hcaHandles": 3}}}, "rdma: not built yet"),
-    ({"memory": {"kernel": 1}}, "memory.kernel: not built, Linux 5.16 dropped limits of kernel memory"),
-    ({"memory": {"kernelTCP": 1}}, "memory.kernelTCP: not built, Linux 5.16 dropped limits of kernel memory"),
+    ({"memory": {"kernel": 1}}, "memory.kernel: not possible, Linux 5.16 dropped limits of kernel memory"),
+    ({"memory": {"kernelTCP": 1 << 63}}, "memory.kernelTCP: 9223372036854775808 is more than 2^63-1"),
     ({"memory": {"useHierarchy": False}}, "memory.useHierarchy: false is not possible, Linux 5.11 made it always true"),
     (
         {"memory": {"limit": 200, "swap": 100}},
@@ -238,18 +224,13 @@ def test_refused_by_both_before_anything_is_written(
     assert written(tmp_path) == {}
 
 
-def test_v1_has_no_unified_files(tmp_path: Path) -> None:
-    assert message(v1(tmp_path).apply, {"unified": {"memory.high": "1"}}) == (
-        "$.linux.resources.unified: files of cgroup v2, but the controllers of this host are on v1"
-    )
-
-
 @pytest.mark.parametrize(
     ("resources", "problem"),
     [
         ({"memory": {"swappiness": 10}}, "memory.swappiness: cgroup v2 has no such setting"),
         ({"memory": {"swappiness": 0, "limit": 5}}, "memory.swappiness: cgroup v2 has no such setting"),
         ({"memory": {"disableOOMKiller": True}}, "memory.disableOOMKiller: cgroup v2 has no such setting"),
+        ({"memory": {"kernelTCP": 5}}, "memory.kernelTCP: cgroup v2 has no such setting"),
         ({"cpu": {"realtimeRuntime": 10}}, "cpu.realtimeRuntime: cgroup v2 has no such setting"),
         ({"cpu": {"realtimePeriod": 10}}, "cpu.realtimePeriod: cgroup v2 has no such setting"),
         ({"unified": {"../x.y": "1"}}, 'unified["../x.y"]: not the name of a cgroup file'),

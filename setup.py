@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 from typing import Any
 
 from setuptools import setup
@@ -49,6 +50,23 @@ def make(*arguments: str) -> None:
         sys.exit("pycontain's init is written in C: apt-get install make gcc musl-tools")
 
 
+def embedding() -> list[str]:
+    """Where the library of this Python is, for runtime/init/Makefile; [] where it is not installed (libpython3-dev)."""
+    at = sysconfig.get_config_var
+    include, library = sysconfig.get_path("include"), os.path.join(at("LIBPL") or "", at("LIBRARY") or "")
+    if not (os.path.isfile(library) and os.path.exists(os.path.join(include, "Python.h"))):
+        return []
+    strings = {
+        "STDLIB": sysconfig.get_path("stdlib"), "EXTENSIONS": at("DESTSHARED"), "SUFFIX": at("EXT_SUFFIX"),
+        "PREFIX": sys.base_prefix,
+    }  # fmt: skip
+    defines = (f"-D{name}='\"{value}\"'" for name, value in strings.items())
+    libraries = (at(name) or "" for name in ("MODLIBS", "LIBS", "SYSLIBS", "LINKFORSHARED"))
+    return [
+        f"EMBED_CFLAGS=-isystem {include} {' '.join(defines)}", f"EMBED_LIBS={library} {' '.join(libraries)}",
+    ]  # fmt: skip
+
+
 class BuildPackage(build_py):
     def run(self) -> None:
         make()
@@ -73,9 +91,16 @@ class BuildCommands(build_scripts):
         editable = self.get_finalized_command("build_py").editable_mode
         folder = os.path.abspath(self.build_dir)
         os.makedirs(folder, exist_ok=True)
-        program = os.path.join(folder, "pycontain-runtime")
-        make(f"OUT={folder}", program, *([f"SOURCE={ROOT}"] if editable else []))
-        shutil.copy2(program, os.path.join(folder, "pycontain"))
+        plain, embedded = (os.path.join(folder, name) for name in COMMANDS)
+        source = [f"OUT={folder}", *([f"SOURCE={ROOT}"] if editable else [])]
+        make(*source, plain)
+        shutil.copy2(plain, embedded)
+        flags = embedding()
+        if flags:
+            try:
+                make(*source, *flags, "-B", embedded)
+            except subprocess.CalledProcessError:
+                print("the plain launcher does the same, and takes some milliseconds more for it", file=sys.stderr)
 
 
 class PlatformWheel(bdist_wheel):

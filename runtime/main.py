@@ -50,7 +50,8 @@ def main(argv: list[str] | None = None) -> NoReturn:
     """Run the command of ``argv`` (default: the process's arguments) and end with its exit status."""
     status = run(sys.argv[1:] if argv is None else argv)
     try:
-        sys.stdout.flush()
+        if hasattr(sys, "stdout"):  # the launcher's own interpreter has none where nothing was printed
+            sys.stdout.flush()
     except OSError:
         status = status or 1
     os._exit(status)  # nothing of ours waits for the interpreter's end, which takes 2 ms

@@ -13,6 +13,7 @@ from fcntl import F_ADD_SEALS, F_DUPFD_CLOEXEC, F_SEAL_GROW, F_SEAL_SEAL, F_SEAL
 from pycontain.runtime import channel
 from pycontain.runtime.errors import KernelError, NotFound, PycontainError, errno_text
 from pycontain.runtime.plan.ops import encode
+from pycontain.runtime.spec import read_bounded
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -47,10 +48,9 @@ def sealed_memfd(name: str, data: bytes) -> int:
 def init_program() -> int:
     """A sealed memfd with the static init. Raises NotFound where it was not built."""
     try:
-        with open(INIT, "rb", buffering=0) as file:
-            return sealed_memfd("pycontain-init", file.read())
-    except FileNotFoundError:
-        raise NotFound(f"cannot start a container: {INIT} does not exist", hint="make -C runtime/init") from None
+        return sealed_memfd("pycontain-init", read_bounded(INIT))
+    except NotFound as error:
+        raise NotFound(f"cannot start a container: {error.message}", hint="make -C runtime/init") from None
 
 
 class Process:

@@ -5,6 +5,9 @@ one file a quarter of that, and the steps of the import system, 0.03 ms a module
 beside the interpreter's own (``__pycache__``), for one version of Python, and is trusted as those are. Where it is
 missing or stale the modules are imported as ever and the file is written anew; where it cannot be written nothing is
 lost but the time. The launcher reads it, and runs this module's code out of it too.
+
+The file: each module's code by itself, as ``marshal`` has it; then (this module's code, [Entry, ...]), and the size of
+that in 8 bytes.
 """
 
 from __future__ import annotations
@@ -17,14 +20,15 @@ from _frozen_importlib import ModuleSpec
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from types import ModuleType
-    from typing import NoReturn
+    from typing import Any, NoReturn
 
-    Entry = tuple[str, str, int, bool, bytes]  # name, source, its mtime in ns, whether a package, its code marshalled
+    # name, source, its mtime in ns, whether a package, place and size of its code
+    Entry = tuple[str, str, int, bool, int, int]
 
 # What ``pycontain-runtime run`` imports, each after what it needs; a test holds this list against what it really does.
 MODULES = (
     "pycontain", "pycontain.runtime", "pycontain.runtime.errors", "pycontain.runtime.main", "pycontain.runtime.channel",
-    "pycontain.runtime.plan", "pycontain.runtime.plan.ops", "pycontain.runtime.namespaces", "pycontain.runtime.spec",
+    "pycontain.runtime.plan", "pycontain.runtime.plan.ops", "pycontain.runtime.spec", "pycontain.runtime.namespaces",
     "pycontain.runtime.jsontext", "pycontain.runtime.kernel", "pycontain.runtime.paths",
     "pycontain.runtime.kernel.cgroup", "pycontain.runtime.kernel.host", "pycontain.runtime.plan.mounts",
     "pycontain.runtime.plan.identity", "pycontain.runtime.plan.plan", "pycontain.runtime.state",
@@ -35,13 +39,15 @@ _LATER = MODULES[-2:]
 
 
 class Finder:
-    """An importer (``sys.meta_path``) of code objects that are in memory."""
+    """An importer (``sys.meta_path``) of what is in the cache."""
 
     entries: dict[str, Entry] = {}
+    cache = ""
 
     @classmethod
     def find_spec(cls, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
-        return _spec(cls.entries[name]) if name in cls.entries else None
+        entry = cls.entries.get(name)
+        return _spec(entry) if entry else None
 
     @staticmethod
     def create_module(spec: object) -> None:
@@ -49,13 +55,16 @@ class Finder:
 
     @classmethod
     def exec_module(cls, module: ModuleType) -> None:
-        exec(marshal.loads(cls.entries.pop(module.__name__)[4]), module.__dict__)  # noqa: S102, S302
+        fd = posix.open(cls.cache, posix.O_RDONLY | posix.O_CLOEXEC)
+        exec(_code(fd, cls.entries.pop(module.__name__)), module.__dict__)  # noqa: S102
+        posix.close(fd)
 
 
 def _spec(entry: Entry) -> ModuleSpec:
-    name, source, _, package, _ = entry
+    name, source, _, package, _, _ = entry
     spec = ModuleSpec(name, Finder, origin=source, is_package=package)  # type: ignore[arg-type]
     spec.has_location = True
+    spec.cached = ""  # there is none, and what would look for one may not be there (see embedded)
     if package:
         spec.submodule_search_locations = [source.rpartition("/")[0]]
     return spec
@@ -63,14 +72,18 @@ def _spec(entry: Entry) -> ModuleSpec:
 
 def _is_fresh(entries: list[Entry]) -> bool:
     try:
-        return all(posix.stat(source).st_mtime_ns == mtime for _, source, mtime, _, _ in entries)
-    except OSError:
+        return all(posix.stat(entry[1]).st_mtime_ns == entry[2] for entry in entries)
+    except (OSError, ValueError, IndexError):  # a file is gone, or the cache is of another version
         return False
 
 
-def _make(entry: Entry) -> None:
+def _code(fd: int, entry: Entry) -> Any:
+    return marshal.loads(posix.pread(fd, entry[5], entry[4]))  # noqa: S302
+
+
+def _make(fd: int, entry: Entry) -> None:
     """What an import does, less its looking for things."""
-    name, source, _, package, code = entry
+    name, source, _, package, _, _ = entry
     spec = _spec(entry)
     module = type(sys)(name)
     names = module.__dict__
@@ -79,56 +92,166 @@ def _make(entry: Entry) -> None:
     if package:
         names["__path__"] = spec.submodule_search_locations
     sys.modules[name] = module
-    exec(marshal.loads(code), names)  # noqa: S102, S302
+    exec(_code(fd, entry), names)  # noqa: S102
     if parent:
         setattr(sys.modules[parent], last, module)
 
 
 def write(cache: str) -> None:
     """Make the cache from the modules' own; atomic, and nothing where the directory is not ours to write."""
+    import __future__
+
     import ast
     from importlib import import_module
+    from importlib.util import find_spec
 
     if not posix.access(cache.rpartition("/")[0], posix.W_OK):
         return
-    entries, code = [], None
-    for name in (*MODULES, "pycontain.runtime.start"):  # this one last: its code goes in front too
-        spec = import_module(name).__spec__
+    entries: list[Entry] = []
+    codes, code, at = [], None, 0
+    # This module last: its code goes into the head too.
+    for name in (*MODULES, *_rest(cache.rsplit("/", 2)[0]), "pycontain.runtime.start"):
+        spec = import_module(name).__spec__ if name in MODULES else find_spec(name)
         assert spec is not None and spec.origin is not None
         mtime = posix.stat(spec.origin).st_mtime_ns
         with open(spec.origin, "rb", buffering=0) as file:
             # Without docstrings and annotations, which nobody reads here: 0.5 ms less to load.
             tree = ast.parse(file.readall(), spec.origin)
+        tree.body = [node for node in tree.body if not isinstance(node, ast.ImportFrom) or node.module != "__future__"]
         for node in ast.walk(tree):
             if isinstance(node, ast.arg):
                 node.annotation = None
             elif isinstance(node, ast.FunctionDef):
                 node.returns = None
-        code = compile(tree, spec.origin, "exec", dont_inherit=True, optimize=2)
+        flags = __future__.annotations.compiler_flag
+        code = compile(tree, spec.origin, "exec", flags, dont_inherit=True, optimize=2)
         package = spec.submodule_search_locations is not None
-        entries.append((name, spec.origin, mtime, package, marshal.dumps(code)))
+        codes.append(marshal.dumps(code))
+        entries.append((name, spec.origin, mtime, package, at, len(codes[-1])))
+        at += len(codes[-1])
+    codes.append(marshal.dumps((code, entries)))
+    codes.append(len(codes[-1]).to_bytes(8, "little"))
     temporary = f"{cache}.{posix.getpid()}"
     try:
         with open(temporary, "wb") as file:
-            marshal.dump((code, entries), file)
+            file.writelines(codes)
         posix.rename(temporary, cache)
     except OSError:
         return
 
 
+def _rest(here: str) -> list[str]:
+    """The other modules of the OCI command: found in the cache where a verb imports them."""
+    found = []
+    for folder, prefix in ((here, ""), (f"{here}/plan", "plan."), (f"{here}/kernel", "kernel.")):
+        names = (file.partition(".")[0] for file in sorted(posix.listdir(folder)) if file.endswith(".py"))
+        found += [f"pycontain.runtime.{prefix}{name}" for name in names if name not in ("__init__", "start")]
+    return [name for name in found if name not in MODULES]
+
+
 def main(cache: str, entries: list[Entry]) -> NoReturn:
     """``entries``: what the launcher has read from ``cache``, or none."""
     if entries and _is_fresh(entries):
-        # create and run want all of it, the other verbs less; a word that only looks like one costs 1 ms.
-        whole = "run" in sys.argv or "create" in sys.argv
-        Finder.entries = {entry[0]: entry for entry in entries}
-        sys.meta_path.insert(0, Finder)
-        entries.clear()  # what was made is a quarter of a megabyte that nothing needs any more
-        for name in MODULES if whole else ():
-            if name not in _LATER:
-                _make(Finder.entries.pop(name))
+        _use(cache, entries)
     else:
+        from pycontain.runtime.start import write  # the file's: what runs here may be the code of an older one
+
         write(cache)
     from pycontain.runtime.main import main
 
     main()
+
+
+def _use(cache: str, entries: list[Entry]) -> None:
+    # create and run want all of it, the other verbs less; a word that only looks like one costs 1 ms.
+    whole = "run" in sys.argv or "create" in sys.argv
+    Finder.cache, Finder.entries = cache, {entry[0]: entry for entry in entries}
+    sys.meta_path.insert(0, Finder)
+    if whole:
+        fd = posix.open(cache, posix.O_RDONLY | posix.O_CLOEXEC)
+        for name in MODULES:
+            if name not in _LATER:
+                _make(fd, Finder.entries.pop(name))
+        posix.close(fd)
+
+
+# In the launcher's own interpreter (init/embedded.c), of which only the core is there: no files can be imported, there
+# are no standard streams and no codecs but UTF-8, Latin-1 and ASCII.
+
+
+class Late:
+    """The last importer: an extension module by its path, anything else once the interpreter is complete."""
+
+    folder = suffix = ""
+
+    @classmethod
+    def find_spec(cls, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
+        file = f"{cls.folder}/{name}{cls.suffix}"
+        if path is None and posix.access(file, posix.R_OK):
+            return ModuleSpec(name, cls, origin=file)  # type: ignore[arg-type]
+        _complete()
+        found = (finder.find_spec(name, path, target) for finder in sys.meta_path)  # type: ignore[arg-type]
+        return next((spec for spec in found if spec), None)
+
+    @staticmethod
+    def create_module(spec: ModuleSpec) -> ModuleType:
+        import _imp
+
+        return _imp.create_dynamic(spec)
+
+    @staticmethod
+    def exec_module(module: ModuleType) -> None:
+        import _imp
+
+        _imp.exec_dynamic(module)
+
+
+class Stream:
+    """A standard stream for ``print``."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+
+    def write(self, text: str) -> None:
+        data = text.encode("utf-8", "surrogateescape")
+        while data:
+            data = data[posix.write(self.fd, data) :]
+
+    def flush(self) -> None:
+        pass
+
+
+def _open(file: Any, mode: str = "r", *rest: Any, **more: Any) -> Any:
+    if "b" not in mode:
+        _complete()  # for its codecs
+    import _io
+
+    return _io.open(file, mode, *rest, **more)
+
+
+def _complete() -> None:
+    if Late in sys.meta_path:
+        sys.meta_path.remove(Late)
+        import _launcher
+
+        _launcher.complete()
+
+
+def embedded(cache: str, entries: list[Entry], extensions: str, suffix: str) -> NoReturn:
+    """``main`` where the launcher has the interpreter in it; its extension modules are ``extensions/NAMEsuffix``."""
+    if not _is_fresh(entries):
+        import _launcher
+
+        _launcher.ordinary()  # it makes the cache anew
+    Late.folder, Late.suffix = extensions, suffix
+    sys.meta_path.append(Late)
+    sys.stdout, sys.stderr = Stream(1), Stream(2)
+    __builtins__["open"] = _open
+    _use(cache, entries)
+    try:
+        from pycontain.runtime.main import main
+
+        main()
+    except BaseException:
+        _complete()  # for the words of it
+        raise

@@ -80,8 +80,7 @@ _boot_id: list[str] = []
 def boot_id() -> str:
     """This boot's name: a pid and a start time mean nothing in another."""
     if not _boot_id:
-        with open("/proc/sys/kernel/random/boot_id", "rb", buffering=0) as file:
-            _boot_id.append(file.read(64).decode().strip())
+        _boot_id.append(read_bounded("/proc/sys/kernel/random/boot_id", 64).decode().strip())
     return _boot_id[0]
 
 

@@ -11,6 +11,7 @@ import importlib.util
 import os
 import shutil
 import subprocess
+import sysconfig
 from collections.abc import Callable
 
 Probe = Callable[[], "str | None"]
@@ -221,6 +222,16 @@ def _virtiofsd() -> str | None:
 @probe("mkfs.ext4")
 def _mkfs_ext4() -> str | None:
     return _try("mkfs.ext4", "-V")
+
+
+@probe("libpython")
+def _libpython() -> str | None:
+    """What the OCI command's launcher is linked with (embedded.c)."""
+    at = sysconfig.get_config_var
+    for path in (f"{sysconfig.get_path('include')}/Python.h", f"{at('LIBPL')}/{at('LIBRARY')}"):
+        if not os.path.exists(path):
+            return f"{path} is not there (libpython3-dev)"
+    return None
 
 
 @probe("musl_gcc")

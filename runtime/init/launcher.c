@@ -27,6 +27,9 @@
 #ifndef PYCONTAIN_SOURCE
 #define PYCONTAIN_SOURCE ""
 #endif
+#ifdef EMBEDDED
+#include "embedded.h"
+#endif
 
 /*
  * argv of the code: [-c, name, home, packages, the user's arguments...]. Both directories stand behind the standard
@@ -49,7 +52,10 @@ static const char RUNTIME[] = HEAD "import marshal\n"
 				   "gc.disable()\n"
 				   "cache = home + '/pycontain/runtime/__pycache__/start.' + sys.implementation.cache_tag\n"
 				   "try:\n"
-				   " with open(cache, 'rb', 0) as f: code, entries = marshal.loads(f.readall())\n"
+				   " with open(cache, 'rb') as f:\n"
+				   "  n = int.from_bytes(f.read()[-8:], 'little')\n"
+				   "  f.seek(-n - 8, 2)\n"
+				   "  code, entries = marshal.loads(f.read(n))\n"
 				   " exec(code)\n"
 				   "except (OSError, ValueError, EOFError, TypeError):\n"
 				   " entries = []\n"
@@ -160,10 +166,18 @@ static int is_closed_environment(const char *prefix)
 	return strstr(text, key) != NULL;
 }
 
+static char python[PATH_MAX];
+static char **args;
+
+static void __attribute__((noreturn)) become_python(void)
+{
+	execv(python, args);
+	die("execute %s: %s", python, strerror(errno));
+}
+
 int main(int argc, char **argv)
 {
-	char self[PATH_MAX], home[PATH_MAX], packages[PATH_MAX], python[PATH_MAX];
-	char **args;
+	char self[PATH_MAX], home[PATH_MAX], packages[PATH_MAX];
 	const char *prefix = self;
 	ssize_t n;
 	int minor, runtime, i = 0;
@@ -211,6 +225,10 @@ int main(int argc, char **argv)
 	args[i++] = packages;
 	for (int from = 1; from < argc; from++)
 		args[i++] = argv[from];
-	execv(python, args);
-	die("execute %s: %s", python, strerror(errno));
+#ifdef EMBEDDED
+	argv[0] = (char *)name;
+	if (runtime && minor == embedded_minor)
+		embedded(argc, argv, home, packages, python, become_python);
+#endif
+	become_python();
 }

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import re
 import shutil
+import signal
 import subprocess
 import sys
 import tarfile
+import time
 import zipfile
 from pathlib import Path
 
@@ -14,6 +18,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 PYTHON = f"python{sys.version_info.major}.{sys.version_info.minor}"
+TAG = sys.implementation.cache_tag
+FLOCK = {"x86_64": "73 ", "aarch64": "32 "}[os.uname().machine]  # the system call's number
 PROGRAMS = {"pycontain-init", "pycontain-supervisor"}
 PRINT_SELF = """
 import sys
@@ -79,17 +85,107 @@ def test_archive_builds_the_same_wheel(wheel: Path, tree: Path, tmp_path: Path) 
     assert set(zipfile.ZipFile(again).namelist()) == set(zipfile.ZipFile(wheel).namelist())
 
 
-def test_installer_leaves_the_commands_intact(wheel: Path, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The prefix that the wheel was installed into."""
+    folder = tmp_path_factory.mktemp("installed")
     # Without --ignore-installed pip would uninstall the pycontain of this environment.
     pip = [sys.executable, "-m", "pip", "install", "--no-deps", "--no-index", "--quiet", "--ignore-installed"]
-    install = [*pip, "--prefix", tmp_path, wheel]
-    subprocess.run(install, check=True, timeout=50, stdin=subprocess.DEVNULL)
+    subprocess.run([*pip, "--prefix", folder, wheel], check=True, timeout=50, stdin=subprocess.DEVNULL)
+    return folder
+
+
+def test_installer_leaves_the_commands_intact(installed: Path) -> None:
     for command in ("pycontain", "pycontain-runtime"):
-        with open(tmp_path / "bin" / command, "rb") as file:
+        with open(installed / "bin" / command, "rb") as file:
             assert file.read(4) == b"\x7fELF"
-        assert os.access(tmp_path / "bin" / command, os.X_OK)
-    init = next((tmp_path / "lib").glob("python3.*/site-packages/pycontain/runtime/init"))
+        assert os.access(installed / "bin" / command, os.X_OK)
+    init = next((installed / "lib").glob("python3.*/site-packages/pycontain/runtime/init"))
     assert PROGRAMS - set(os.listdir(init)) == set()
+
+
+def calls(name: str, command: Path, *arguments: str) -> tuple[str, list[str]]:
+    """``(what it printed, the files that it gave to the system call)``, from strace."""
+    trace = ["strace", "-f", "-qq", "-e", f"trace={name}", "-e", "signal=none", "-o", "|cat >&2"]
+    done = subprocess.run([*trace, command, *arguments], capture_output=True, text=True, timeout=30, stdin=subprocess.DEVNULL)
+    return done.stdout, re.findall(rf'{name}\((?:AT_FDCWD, )?"([^"]*)"', done.stderr)
+
+
+@pytest.mark.needs("libpython", "strace")
+def test_the_oci_command_has_its_interpreter_in_it(installed: Path) -> None:
+    """It executes no other program and reads no module of the standard library, once its cache is there."""
+    command = installed / "bin" / "pycontain-runtime"
+    python = f"/{PYTHON}"
+    cached = next(installed.glob("lib/*/site-packages/pycontain/runtime")) / "__pycache__" / f"start.{TAG}"
+    cached.unlink(missing_ok=True)
+    first, executed = calls("execve", command, "--version")
+    assert first.startswith("pycontain-runtime version ")
+    assert [Path(file).name for file in executed] == ["pycontain-runtime", PYTHON]
+    assert calls("execve", command, "--version") == (first, [str(command)])
+    _, opened = calls("openat", command, "--version")
+    assert [file for file in opened if python in file and file != str(cached) and "site-packages" not in file] == []
+
+
+@pytest.mark.needs("libpython", "strace")
+@pytest.mark.parametrize("damage", [b"", b"\0", b"nonsense", b"\xff" * 1000])
+def test_a_damaged_cache_is_made_anew_by_the_ordinary_interpreter(installed: Path, damage: bytes) -> None:
+    command = installed / "bin" / "pycontain-runtime"
+    cached = next(installed.glob("lib/*/site-packages/pycontain/runtime")) / "__pycache__" / f"start.{TAG}"
+    wanted = calls("execve", command, "--version")[0]
+    cached.write_bytes(damage)
+    assert calls("execve", command, "--version")[0] == wanted
+    assert calls("execve", command, "--version") == (wanted, [str(command)])
+
+
+@pytest.mark.needs("libpython")
+def test_what_the_core_of_an_interpreter_lacks_comes_late(installed: Path, tmp_path: Path) -> None:
+    """Files, text and modules of the standard library, from inside a verb; and the words of what is a bug."""
+    runtime = next(installed.glob("lib/*/site-packages/pycontain/runtime"))
+    verbs = runtime / "verbs.py"
+    text = verbs.read_text()
+    late = f"""
+def _state(root, options, words):
+    print(words[0], flush=True)
+    import termios  # an extension module
+    import sys
+    assert not hasattr(sys, "__stdout__") and "encodings" not in sys.modules
+    with open({os.fspath(tmp_path / "text")!r}, "w") as file:
+        file.write("grün")
+    import json, re, subprocess
+    print(json.dumps([re.sub("n$", "", "grün")]), subprocess.run(["echo", "child"], capture_output=True).stdout, len(sys.argv))
+    raise KeyError("a bug")
+"""
+    command = installed / "bin" / "pycontain-runtime"
+    try:
+        verbs.write_text(text + late)
+        subprocess.run([command, "--version"], check=True, capture_output=True, timeout=20)
+        done = subprocess.run([command, "--debug", "state", "é"], capture_output=True, text=True, timeout=20)
+    finally:
+        verbs.write_text(text)
+    assert done.stdout == 'é\n["gr\\u00fc"] b\'child\\n\' 4\n', done.stderr
+    assert (tmp_path / "text").read_text() == "grün"
+    assert done.stderr.splitlines()[-1] == "KeyError: 'a bug'"
+    assert 'raise KeyError("a bug")' in done.stderr
+    assert done.returncode == 1
+
+
+@pytest.mark.needs("libpython")
+def test_an_interrupt_ends_it_as_it_ends_any_python(installed: Path, tmp_path: Path) -> None:
+    (tmp_path / "waiting").mkdir()
+    lock = os.open(tmp_path / "waiting", os.O_RDONLY)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    command = [installed / "bin" / "pycontain-runtime", "--root", tmp_path, "state", "waiting"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE)
+    try:
+        deadline = time.monotonic() + 20
+        while not Path(f"/proc/{process.pid}/syscall").read_text().startswith(FLOCK) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        assert process.communicate(timeout=20)[1].endswith(b"KeyboardInterrupt\n")
+        assert process.returncode == -signal.SIGINT
+    finally:
+        process.kill()
+        os.close(lock)
 
 
 @pytest.fixture
@@ -114,9 +210,9 @@ def make(folder: Path, *variables: str) -> None:
     # make knows no file names with blanks: build beside, then move.
     out = folder.parents[1] / "out"
     out.mkdir(exist_ok=True)
-    command = ["make", "-s", "-C", ROOT / "runtime" / "init", f"OUT={out}", *variables, out / "pycontain-runtime"]
+    command = ["make", "-s", "-C", ROOT / "runtime" / "init", f"OUT={out}", *variables, out / "pycontain"]
     subprocess.run(command, check=True, timeout=50)
-    shutil.move(out / "pycontain-runtime", program)
+    shutil.move(out / "pycontain", program)
     shutil.copy2(program, folder / "pycontain")
 
 

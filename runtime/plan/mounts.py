@@ -181,7 +181,9 @@ class CgroupView:
 
     def mounts(self, target: str, options: Options) -> list[Op]:
         if all(hierarchy["unified"] for hierarchy in self.hierarchies):
-            return [self._one(self.hierarchies[0], target, options), *options.attributes(target)]
+            # A bind takes no flags of mount(2): without this, "ro" would be lost (CVE-2023-25809).
+            given = [] if self.namespaced else [("attr", target, options.attr_set, options.attr_clear, 0, 0)]
+            return [self._one(self.hierarchies[0], target, options), *given, *options.attributes(target)]
         # A tmpfs with one directory a hierarchy. Read-only last, when its directories are there.
         ops: list[Op] = [("mount", "tmpfs", target, "tmpfs", options.flags & ~1, "mode=755", 1)]
         for hierarchy in self.hierarchies:

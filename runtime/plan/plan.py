@@ -144,7 +144,7 @@ def plan(
         # Only now: the namespace's root is the cgroup that its maker is in.
         p.ops.append(("unshare", NAMESPACES["cgroup"]))
     p.ops.append(("sync",))
-    if new & NAMESPACES["user"]:
+    if _user_namespace(p, new):
         p.ops.append(("userns_root",))
     if keyring is not None:
         p.ops.append(("keyring", keyring))
@@ -218,6 +218,11 @@ def _namespaces(p: Plan, spec: Spec, linux: dict[str, Any]) -> int:
     return new
 
 
+def _user_namespace(p: Plan, new: int) -> bool:
+    """Whether the container is in another user namespace than ours, new or joined."""
+    return bool(new & NAMESPACES["user"]) or any(op[0] == "setns" and op[2] == NAMESPACES["user"] for op in p.ops)
+
+
 def _sysctls(linux: dict[str, Any], new: int, p: Plan) -> list[Op]:
     """Only keys of a namespace that is the container's own: any other would change the host."""
     joined = {op[2] for op in p.ops if op[0] == "setns"}
@@ -285,7 +290,7 @@ def _filesystem(p: Plan, spec: Spec, host: Host, rootfs: dict[str, Any], bundle:
         if mount["destination"].rstrip("/") == "/dev":
             bound_dev = ops[0][0] == "bind"
     if not bound_dev:
-        p.ops += device_ops(linux.get("devices") or [], bool(new & NAMESPACES["user"]))
+        p.ops += device_ops(linux.get("devices") or [], _user_namespace(p, new))
     _hooks(p, "createContainer")
     p.ops.append(("mkdir", process["cwd"], 0o755, 0, 0))
     p.ops += late

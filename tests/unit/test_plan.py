@@ -97,6 +97,14 @@ def test_cgroup_mount_without_a_namespace_shows_the_containers_own() -> None:
 
     ops = planned(change=change, into=True, cgroup="/pycontain/x")
     assert ("bind", "/sys/fs/cgroup/pycontain/x", "/sys/fs/cgroup", 0) in ops
+    assert ("attr", "/sys/fs/cgroup", 1 | 2 | 4 | 8, 0x70, 0, 0) in ops, "as read-only as it was asked for"
+
+
+def test_a_joined_user_namespace_is_entered_as_root_and_gets_no_nodes() -> None:
+    """The kernel lets nobody make device nodes outside of the first user namespace: they are bound, as in a new one."""
+    ops = planned(change=lambda c: c["linux"]["namespaces"].append({"type": "user", "path": "/proc/9/ns/user"}))
+    assert names(ops)[0] == "setns" and ("userns_root",) in ops
+    assert "mknod" not in names(ops) and ("bind", "/dev/null", "/dev/null", 0) in ops
 
 
 def test_preserved_descriptors_move_ours_up() -> None:

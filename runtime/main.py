@@ -79,7 +79,14 @@ def run(argv: list[str]) -> int:
                 raise PycontainError(f"unknown command {name!r}", hint="pycontain-runtime --help")
             arguments, _, table = verbs.COMMANDS[name]
             verb = getattr(verbs, f"_{name}")
-        mine, words = parse(rest, {**table, "--help": ("help", "bool"), "-h": ("help", "bool")}, name)
+        table = {**table, "--help": ("help", "bool"), "-h": ("help", "bool")}
+        mine: dict[str, Any] = {}
+        words: list[str] = []
+        while rest:  # options may stand behind the id too, as runc takes them; not where a command line begins there
+            more, rest = parse(rest, table, name)
+            mine.update(more)
+            count = len(rest) if "..." in arguments else 1
+            words, rest = words + rest[:count], rest[count:]
         if mine.get("help"):
             from pycontain.runtime.verbs import usage
 

@@ -210,6 +210,13 @@ def check_process(process: Any, path: str = "$.process", *, shape: bool = False)
     return result
 
 
+def check_resources(value: Any, path: str = "$") -> dict[str, Any]:
+    """``value`` itself, if it has the shape of the specification's resources object (as ``update`` takes it)."""
+    _shape(value, SCHEMA["linux"]["resources"], path)
+    result: dict[str, Any] = value
+    return result
+
+
 def _shape(value: Any, schema: Any, path: str) -> None:
     if isinstance(schema, dict):
         if not isinstance(value, dict):

@@ -28,6 +28,7 @@ TRANSITIONS = {
     "resume": (("paused",), "running"),
     "exec": (("running", "created"), None),
     "kill": (("created", "running", "paused"), None),
+    "update": (("created", "running", "paused"), None),
     "delete": (("stopped", "created"), None),
 }
 
@@ -111,7 +112,7 @@ class Container:
         fd = os.open(f"{root}/{id}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         flock(fd, LOCK_EX)
         container = cls(root, id, fd, {"version": VERSION, "id": id, "status": "creating", "pid": 0, **fields})
-        container._write("config.json", config)
+        container.write_config(config)
         container.save()
         return container
 
@@ -162,6 +163,9 @@ class Container:
 
     def save(self) -> None:
         self._write("state.json", dump(self.fields).encode())
+
+    def write_config(self, data: bytes) -> None:
+        self._write("config.json", data)
 
     def _write(self, name: str, data: bytes) -> None:
         """Atomic for whoever reads. No fsync: the directory lives on a tmpfs, and a crash of the host ends it all."""

@@ -12,6 +12,11 @@ if TYPE_CHECKING:
     from typing import Any
 
 _FORMAT = {"--format": ("format", "value"), "-f": ("format", "value")}
+_LIMITS = (
+    "--memory", "--memory-reservation", "--memory-swap", "--kernel-memory", "--kernel-memory-tcp", "--cpu-share",
+    "--cpu-quota", "--cpu-period", "--cpu-burst", "--cpu-idle", "--cpu-rt-runtime", "--cpu-rt-period", "--cpuset-cpus",
+    "--cpuset-mems", "--pids-limit", "--blkio-weight", "--l3-cache-schema", "--mem-bw-schema",
+)  # fmt: skip
 COMMANDS: dict[str, tuple[str, str, dict[str, tuple[str, str]]]] = {
     "create": ("ID", "make a container from a bundle", STARTING["create"]),
     "start": ("ID", "run the program of a created container", {}),
@@ -55,6 +60,15 @@ COMMANDS: dict[str, tuple[str, str, dict[str, tuple[str, str]]]] = {
     "ps": ("ID [PS OPTION...]", "list the processes of a container", dict(_FORMAT)),
     "pause": ("ID", "freeze a container", {}),
     "resume": ("ID", "let a paused container go on", {}),
+    "update": (
+        "ID",
+        "change the limits of a container",
+        {
+            "--resources": ("resources", "value"),
+            "-r": ("resources", "value"),
+            **{option: (option[2:].replace("-", "_"), "value") for option in _LIMITS},
+        },
+    ),
     "spec": (
         "",
         "write a config.json to start from",
@@ -290,6 +304,18 @@ def _resume(root: str, options: dict[str, Any], words: list[str]) -> int:
     from pycontain.runtime import lifecycle
 
     lifecycle.resume(words[0], root=root)
+    return 0
+
+
+def _update(root: str, options: dict[str, Any], words: list[str]) -> int:
+    from pycontain.runtime import update
+
+    path = options.pop("resources", None)
+    limits = {f"--{key.replace('_', '-')}": text for key, text in options.items()}
+    if path and limits:
+        raise PycontainError(f"update: --resources and {min(limits)} exclude each other")
+    resources = update.read_resources(path) if path else update.resources_of(limits)
+    update.update(words[0], resources, root=root)
     return 0
 
 

@@ -243,6 +243,10 @@ class Cgroup:
         """
         write_settings(self.settings(resources))
 
+    def writable(self, file: str, text: str) -> list[str]:
+        """What to write to ``file``, a line at a time, to have it say ``text`` again."""
+        return text.splitlines()
+
     def exists(self) -> bool:
         """Whether a directory of this cgroup is there in any hierarchy."""
         return any(is_directory(directory) for directory in self.directories)

@@ -137,6 +137,10 @@ class CgroupV1(Cgroup):
             raise Unsupported(f"{RESOURCES}{where}: this host has no {controller} controller")
         return f"{directory}/{file}"
 
+    def writable(self, file: str, text: str) -> list[str]:
+        # The one file that says more than it takes: "oom_kill_disable 0", and counters.
+        return text.split()[1:2] if file.endswith("memory.oom_control") else text.splitlines()
+
     def join_fds(self) -> tuple[str, Any]:
         fds: list[int] = []
         try:

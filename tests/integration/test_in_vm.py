@@ -40,8 +40,9 @@ def test_cgroups_on_v2() -> None:
 
 
 def test_containers_on_v2() -> None:
-    chosen = "read_back or hierarchy or megabytes or 21st or devices or paused"
-    pytest_in_machine("tests/integration/test_cgroup_runtime.py", "-k", chosen)
+    chosen = "read_back or hierarchy or megabytes or 21st or devices or paused or enforced or one_limit"
+    files = ("test_cgroup_runtime.py", "test_cgroup_update.py")
+    pytest_in_machine(*(f"tests/integration/{name}" for name in files), "-k", chosen)
 
 
 def test_the_main_job_on_v2() -> None:

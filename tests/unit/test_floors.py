@@ -23,7 +23,7 @@ RUNTIME = (
     {"channel", "executor", "terminal"},
     {"namespaces", "vm"},
     {"creation", "example"},
-    {"lifecycle"},
+    {"lifecycle", "update", "events"},
     {"main", "verbs"},
     {"start"},
 )

@@ -14,7 +14,7 @@ from pycontain.runtime import namespaces, spec
 from pycontain.runtime.errors import KernelError, NotFound, PycontainError, SpecError
 from pycontain.runtime.jsontext import dump, parse
 from pycontain.runtime.kernel.cgroup import absolute, hierarchies, open_cgroup
-from pycontain.runtime.kernel.host import probe
+from pycontain.runtime.kernel.host import privileged, probe
 from pycontain.runtime.paths import is_directory, real
 from pycontain.runtime.plan.mounts import DEFAULT_DEVICES
 from pycontain.runtime.plan.plan import Plan, plan
@@ -60,6 +60,10 @@ def cgroup_path(config: dict[str, Any], id: str) -> str:
 
 def cgroup_of(container: Container) -> Cgroup:
     """The cgroup of a container that is on record."""
+    if "rootless" in container.fields:
+        from pycontain.runtime import rootless
+
+        return rootless.cgroup_of(container)
     return open_cgroup(container.fields["cgroup"])
 
 
@@ -116,6 +120,7 @@ def create(
     preserve_fds: int = 0,
     reap: bool = False,
     listen: bool = True,
+    rootless: bool | None = None,
 ) -> Running:
     """The container of ``bundle`` up to the point where its program would start.
 
@@ -124,6 +129,7 @@ def create(
     ``make_console``: asked for a console (the caller closes it) and its size, where a terminal is wanted, none given.
     ``listen``: whether another process will start it; without, only ``Running.start`` can.
     ``reap``: a reaper as pid 1, in front of the program.
+    ``rootless``: whether to do without a cgroup where none can be had; None: where we are not the host's root.
     Raises Conflict, SpecError, Unsupported, KernelError, PycontainError; nothing is left behind then.
     """
     check_id(id)
@@ -144,11 +150,18 @@ def create(
         raise PycontainError(
             "found a console socket, but $.process.terminal is not true", hint="set $.process.terminal to true"
         )
-    path = cgroup_path(config, id)
     found = hierarchies()
-    cgroup = open_cgroup(path, found)
+    facts = None
+    if privileged():
+        path = cgroup_path(config, id)
+        cgroup = open_cgroup(path, found)
+        resources = complete_resources(config)
+    else:
+        from pycontain.runtime import rootless as _rootless
+
+        config, cgroup, resources, facts = _rootless.prepare(config, id, compulsory=rootless is False)
+        path = cgroup.path if cgroup.directories else ""
     rootfs = rootfs or _rootfs(config, bundle)
-    resources = complete_resources(config)
     keyring = None if no_new_keyring else f"_ses.{id}"
     machine = None
     if config.get("vm") is not None or "org.pycontain.isolation" in (config.get("annotations") or ()):
@@ -174,6 +187,7 @@ def create(
             no_pivot=no_pivot,
             keyring=keyring,
             reap=reap,
+            facts=facts,
         )
     fields = {
         "ociVersion": OCI_VERSION,
@@ -188,6 +202,8 @@ def create(
     fields["poststart"] = hooks.get("poststart") or []
     fields["poststop"] = hooks.get("poststop") or []
     fields["own_pids"] = _own_pids(config)
+    if facts is not None:
+        fields["rootless"] = facts
     container = Container.make(root, id, fields, raw)
     process: Process | None = None
     listener = -1
@@ -221,7 +237,10 @@ def create(
             launcher.started(pid)
         container.set_pid(pid)
         if machine is None:
-            _write_id_maps(p, pid)
+            if p.uid_maps:
+                from pycontain.runtime import idmaps
+
+                idmaps.write(pid, p.uid_maps, p.gid_maps)
             if lease is not None:
                 lease.attach(pid)
         if hooks:
@@ -270,17 +289,26 @@ def plan_for(
     host: Host,
     rootfs: dict[str, Any],
     lease: Any = None,
+    *,
+    facts: dict[str, Any] | None = None,
     **settings: Any,
 ) -> Plan:
-    """``plan``, with what it has to know of the cgroup."""
+    """``plan``, with what it has to know of the cgroup, and of a user who is not root (``facts``)."""
     into, joins = joining(cgroup)
     program = cgroup.device_program(resources)
-    return plan(
+    p = plan(
         config, host, rootfs, lease, cgroup=cgroup.path, into=into, joins=joins, device_program=program, **settings
     )
+    if facts is not None:
+        from pycontain.runtime import rootless
+
+        rootless.adapt(p, facts)
+    return p
 
 
 def _undo(container: Container, cgroup: Cgroup, process: Process | None, launcher: Any) -> None:
+    if process is not None and process.pid and not cgroup.directories:
+        os.kill(process.pid, 9)  # our child, and in no cgroup that would know it
     cgroup.kill_all()
     if process is not None and process.pid and launcher is None:
         os.waitpid(process.pid, 0)
@@ -298,24 +326,6 @@ def _listen(path: str) -> int:
         return server.detach()
     finally:
         os.close(directory)
-
-
-def _write_id_maps(p: Plan, pid: int) -> None:
-    for name, maps in (("uid_map", p.uid_maps), ("gid_map", p.gid_maps)):
-        if not maps:
-            continue
-        text = "".join(f"{m['containerID']} {m['hostID']} {m['size']}\n" for m in maps)
-        try:
-            fd = os.open(f"/proc/{pid}/{name}", os.O_WRONLY | os.O_CLOEXEC)
-            try:
-                os.write(fd, text.encode())
-            finally:
-                os.close(fd)
-        except OSError as error:
-            key = "uidMappings" if name == "uid_map" else "gidMappings"
-            raise KernelError(
-                f"$.linux.{key}: cannot write {text!r} to the {name} of the container", error.errno or 0
-            ) from None
 
 
 def write_pid_file(path: str, pid: int) -> None:

@@ -68,6 +68,22 @@ EXAMPLE: dict[str, Any] = {
 }
 
 
+def rootless(uid: int, gid: int) -> dict[str, Any]:
+    """``EXAMPLE`` for a user who is not root, as runc changes its own: one id, the host's network and its /sys."""
+    mounts = []
+    for mount in EXAMPLE["mounts"]:
+        if mount["destination"] == "/sys":
+            mount = {"destination": "/sys", "type": "none", "source": "/sys", "options": ["rbind", *_QUIET, "ro"]}
+        elif "options" in mount:
+            mount = {**mount, "options": [option for option in mount["options"] if option[:4] not in ("uid=", "gid=")]}
+        mounts.append(mount)
+    linux = {key: value for key, value in EXAMPLE["linux"].items() if key != "resources"}
+    linux["uidMappings"] = [{"containerID": 0, "hostID": uid, "size": 1}]
+    linux["gidMappings"] = [{"containerID": 0, "hostID": gid, "size": 1}]
+    linux["namespaces"] = [n for n in linux["namespaces"] if n["type"] != "network"] + [{"type": "user"}]
+    return {**EXAMPLE, "mounts": mounts, "linux": linux}
+
+
 def features() -> dict[str, Any]:
     """The features object of features.md and features-linux.md."""
     from pycontain.runtime.plan.identity import CAPS

@@ -90,7 +90,8 @@ def _plan_again(container: Container) -> Plan:
     config = _config(container)
     cgroup = cgroup_of(container)
     rootfs = {"kind": "directory", "path": "/"}
-    p = plan_for(cgroup, config, complete_resources(config), probe(), rootfs, listen=True, keyring="")
+    facts = container.fields.get("rootless")
+    p = plan_for(cgroup, config, complete_resources(config), probe(), rootfs, listen=True, keyring="", facts=facts)
     more = container.fields["operations"] - len(p.ops)  # a network has more operations than the loopback alone
     p.ops = [("sync",)] * more + p.ops[max(0, -more) :]
     return p
@@ -188,6 +189,10 @@ def exec(
                 p = exec_plan(
                     process, linux, probe(), into=into, joins=joins, namespaces=join, preserve_fds=preserve_fds
                 )
+                if "rootless" in container.fields:
+                    from pycontain.runtime import rootless
+
+                    rootless.adapt_exec(p, process, container.pid)
             started = namespaces.launch(p, cgroup_fds=cgroup_fds, stdio=stdio, console=console, launcher=launcher)
         finally:
             for fd in cgroup_fds:
@@ -224,6 +229,8 @@ def _namespaces(id: str, pid: int) -> list[tuple[str, str]]:
         except FileNotFoundError:
             if kind != "time":
                 raise Conflict(f"cannot exec in container {id}: container not running") from None
+        except OSError as error:
+            raise KernelError(f"cannot exec in container {id}: cannot look at {path}", error.errno or 0) from None
     return join
 
 
@@ -319,7 +326,7 @@ def stats(id: str, *, root: str) -> dict[str, Any]:
 
 
 def containers(root: str) -> list[dict[str, Any]]:
-    """Every container below ``root``: the state's fields with ``status`` and ``pid`` as they are now."""
+    """Every container below ``root``: the state's fields, ``status`` and ``pid`` as they are now, ``owner`` (a uid)."""
     found = []
     try:
         names = sorted(os.listdir(root))
@@ -329,9 +336,10 @@ def containers(root: str) -> list[dict[str, Any]]:
         try:
             with Container.open(root, name) as container:
                 status = container.status
-                fields = {**container.fields, "status": status, "pid": 0 if status == "stopped" else container.pid}
-                found.append(fields)
-        except (NotFound, PycontainError):
+                owner = os.stat(container.directory).st_uid
+                pid = 0 if status == "stopped" else container.pid
+                found.append({**container.fields, "status": status, "pid": pid, "owner": owner})
+        except (PycontainError, FileNotFoundError):
             continue  # deleted meanwhile, or not a container's directory
     return found
 

@@ -97,7 +97,8 @@ def run(argv: list[str]) -> int:
                 f"{name} takes {arguments or 'no arguments'}: found {len(words)} arguments",
                 hint=f"pycontain-runtime {name} --help",
             )
-        result: int = verb(options.get("root", DEFAULT_ROOT), mine, words)
+        mine["rootless"] = options.get("rootless")
+        result: int = verb(options.get("root") or state_root(), mine, words)
         return result
     except PycontainError as error:
         report(error, options)
@@ -109,6 +110,17 @@ def run(argv: list[str]) -> int:
             raise
         report(PycontainError(f"bug: {type(error).__name__}: {error}", hint="--debug shows where"), options)
         return 1
+
+
+def state_root() -> str:
+    """Where the state of containers is where --root does not say it. Raises PycontainError."""
+    from pycontain.runtime.kernel.host import privileged
+
+    if privileged():
+        return DEFAULT_ROOT
+    from pycontain.runtime import rootless
+
+    return rootless.state_root(DEFAULT_ROOT)
 
 
 def parse(argv: list[str], table: dict[str, tuple[str, str]], where: str) -> tuple[dict[str, Any], list[str]]:
@@ -142,8 +154,8 @@ def parse(argv: list[str], table: dict[str, tuple[str, str]], where: str) -> tup
             i += 1
         if kind == "no value":
             raise Unsupported(f"{where} {name}: {key} is not built yet")
-        if kind == "auto" and value not in ("auto", "false"):
-            raise Unsupported(f"{name} {value}: rootless containers are not built yet")
+        if kind == "auto" and value not in ("auto", "true", "false"):
+            raise PycontainError(f"{name}: found {value!r}, wanted auto, true or false")
         if kind == "list":
             found.setdefault(key, []).append(value)
         else:
@@ -206,6 +218,7 @@ def _create_options(options: dict[str, Any]) -> dict[str, Any]:
         "no_pivot": options.get("no_pivot", False),
         "no_new_keyring": options.get("no_new_keyring", False),
         "preserve_fds": preserved(options),
+        "rootless": {"true": True, "false": False}.get(options["rootless"] or ""),
     }
 
 

@@ -193,7 +193,8 @@ def failure(plan: Plan, payload: bytes) -> PycontainError:
     from pycontain.runtime.plan.describe import describe
 
     parts = [f"cannot {describe(op)}", where if where != "syscall" else "", said]
-    return KernelErrorText(": ".join(part for part in parts if part), number)
+    hint = None if plan.hint is None else plan.hint(op, number)
+    return KernelErrorText(": ".join(part for part in parts if part), number, hint=hint)
 
 
 class KernelErrorText(KernelError):

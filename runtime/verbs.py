@@ -72,7 +72,7 @@ COMMANDS: dict[str, tuple[str, str, dict[str, tuple[str, str]]]] = {
     "spec": (
         "",
         "write a config.json to start from",
-        {"--bundle": ("bundle", "value"), "-b": ("bundle", "value"), "--rootless": ("a rootless configuration", "no")},
+        {"--bundle": ("bundle", "value"), "-b": ("bundle", "value"), "--rootless": ("rootless_example", "bool")},
     ),
     "features": ("", "print what this build can do as JSON", {}),
 }
@@ -221,7 +221,7 @@ def _list(root: str, options: dict[str, Any], words: list[str]) -> int:
             "bundle": c.get("bundle", ""),
             "rootfs": c.get("rootfs", ""),
             "created": c.get("created", ""),
-            "owner": "root",
+            "owner": _user(c["owner"]),
         }
         for c in found
     ]
@@ -241,6 +241,16 @@ def _list(root: str, options: dict[str, Any], words: list[str]) -> int:
     else:
         raise PycontainError(f"--format: found {form!r}, wanted table or json")
     return 0
+
+
+def _user(uid: int) -> str:
+    """A user's name, or as runc has it where there is none."""
+    from pwd import getpwuid
+
+    try:
+        return getpwuid(uid).pw_name
+    except KeyError:
+        return f"#{uid}"
 
 
 def _ps(root: str, options: dict[str, Any], words: list[str]) -> int:
@@ -320,8 +330,9 @@ def _update(root: str, options: dict[str, Any], words: list[str]) -> int:
 
 
 def _spec(root: str, options: dict[str, Any], words: list[str]) -> int:
-    from pycontain.runtime.example import EXAMPLE
+    from pycontain.runtime.example import EXAMPLE, rootless
 
+    example = rootless(os.geteuid(), os.getegid()) if options.get("rootless_example") else EXAMPLE
     path = f"{options.get('bundle', '.')}/config.json"
     try:
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
@@ -330,7 +341,7 @@ def _spec(root: str, options: dict[str, Any], words: list[str]) -> int:
     except OSError as error:
         raise KernelError(f"cannot write {path}", error.errno or 0) from None
     with open(fd, "w") as file:
-        file.write(pretty(EXAMPLE, "\t") + "\n")
+        file.write(pretty(example, "\t") + "\n")
     return 0
 
 

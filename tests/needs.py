@@ -261,7 +261,7 @@ def _module(name: str) -> None:
         return None if importlib.util.find_spec(name) else f"the Python module {name} is not installed"
 
 
-for _name in ("runc", "crun", "podman", "getpcaps", "skopeo", "umoci", "clang", "htpasswd", "openssl", "unshare", "strace", "cpio", "mkfs.erofs"):
+for _name in ("newuidmap", "runc", "crun", "podman", "getpcaps", "skopeo", "umoci", "clang", "htpasswd", "openssl", "unshare", "strace", "cpio", "mkfs.erofs"):
     _command(_name)
 for _name in ("cgroupspy", "pyroute2", "jsonschema", "prctl"):
     _module(_name)

@@ -167,6 +167,7 @@ static char **l_(struct cursor *a)
 }
 
 #include "mounts.h"
+#include "rootless.h"
 #include "agent.h"
 #include "stand_in.h"
 
@@ -628,6 +629,8 @@ static void carry_out(uint32_t code, struct cursor *a)
 	case OP_sync_disks: sync(); break;
 	case OP_branch: op_branch(a); break;
 	case OP_file: op_file(a); break;
+	case OP_dumpable: TRY(prctl(PR_SET_DUMPABLE, u_(a), 0, 0, 0)); break;
+	case OP_bind_device: op_bind_device(a); break;
 	}
 }
 

@@ -67,7 +67,9 @@
 	OP(53, reseed, "b")             \
 	OP(54, sync_disks, "")          \
 	OP(55, file, "sub")             \
-	OP(56, branch, "uu")
+	OP(56, branch, "uu")            \
+	OP(100, dumpable, "u")          \
+	OP(101, bind_device, "suu")
 
 /* The channel: u32 type, u32 bytes, payload. */
 #define MESSAGES(MSG)                                                    \

@@ -111,6 +111,16 @@ def probe(found: list[cgroup.Hierarchy] | None = None) -> Host:
     return host
 
 
+_FIRST_USER_NAMESPACE = 0xEFFFFFFD  # its inode number, on every kernel that has them
+
+
+def privileged() -> bool:
+    """Whether we are the host's root: no other user, and not only root of a user namespace that somebody made."""
+    return os.geteuid() == 0 and (
+        os.stat("/proc/self/ns/user").st_ino == _FIRST_USER_NAMESPACE or not _in_userns()
+    )
+
+
 def parse_release(release: str) -> tuple[int, int]:
     """``6.18.44-fc`` → (6, 18); ``6.1-rc2`` → (6, 1); (0, 0) for what starts with no number."""
     numbers = []

@@ -78,6 +78,8 @@ TABLE = {
     "sync_disks": (54, ""),
     "file": (55, "sub"),
     "branch": (56, "uu"),
+    "dumpable": (100, "u"),
+    "bind_device": (101, "suu"),
 }
 
 

@@ -13,6 +13,7 @@ from pycontain.runtime.plan.mounts import ATTR_RDONLY, MS_REC, PROPAGATION, Cgro
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
     from pycontain.runtime.kernel.host import Host
@@ -52,10 +53,11 @@ class Plan:
     the order of their slots.
     ``base``: the first descriptor that is ours (3 + preserved ones); slot 0 is the plan, slot 1 the channel, then the
     cgroup's descriptors, then ``files``, then the console socket and the listener where asked for.
+    ``hint``: what to say of an operation that failed with an errno, where there is more to say.
     """
 
     __slots__ = (
-        "base", "console", "files", "gid_maps", "hooks", "into", "joins", "late", "ops", "uid_maps",
+        "base", "console", "files", "gid_maps", "hint", "hooks", "into", "joins", "late", "ops", "uid_maps",
         "warnings",
     )  # fmt: skip
 
@@ -70,6 +72,7 @@ class Plan:
         self.gid_maps: list[dict[str, int]] = []
         self.hooks: dict[str, list[dict[str, Any]]] = {}
         self.console = False
+        self.hint: Callable[[Op, int], str | None] | None = None
         self.warnings: list[str] = []
 
     def file(self, path: str | int) -> int:

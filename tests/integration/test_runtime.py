@@ -631,7 +631,7 @@ def test_no_pivot(runtime: Runtime, bundle: Bundle) -> None:
             ["--systemd-cgroup", "list"],
             "pycontain-runtime --systemd-cgroup: the systemd cgroup driver is not built yet",
         ),
-        (["--rootless=true", "list"], "--rootless true: rootless containers are not built yet"),
+        (["--rootless=maybe", "list"], "--rootless: found 'maybe', wanted auto, true or false"),
         (["run"], "run takes ID: found 0 arguments"),
         (["run", "a", "b"], "run takes ID: found 2 arguments"),
         (["run", "-b", "/no/such", "x"], "bundle /no/such does not exist"),
@@ -644,7 +644,6 @@ def test_no_pivot(runtime: Runtime, bundle: Bundle) -> None:
         (["run", "--preserve-fds", "x", "a"], "--preserve-fds: found 'x', wanted a number"),
         (["run", "--preserve-fds", "900", "a"], "--preserve-fds 900: descriptor 3 is not open: EBADF"),
         (["list", "--format", "xml"], "--format: found 'xml', wanted table or json"),
-        (["spec", "--rootless"], "spec --rootless: a rootless configuration is not built yet"),
     ],
 )
 def test_bad_command_lines(runtime: Runtime, arguments: list[str], error: str) -> None:

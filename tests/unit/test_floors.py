@@ -20,7 +20,7 @@ RUNTIME = (
     {"errors", "jsontext", "paths"},
     {"kernel", "spec", "state", "hooks"},
     {"plan"},
-    {"channel", "executor", "terminal"},
+    {"channel", "executor", "terminal", "idmaps", "rootless"},
     {"namespaces", "vm"},
     {"creation", "example"},
     {"lifecycle", "update", "events"},

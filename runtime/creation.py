@@ -364,7 +364,7 @@ def started(container: Container, process: Process) -> None:
     try:
         process.start(dump(container.oci("created")).encode())
         container.transition("start")  # on record while execve is under way; a process that fails is "stopped" anyway
-        process.running()
+        process.running(container)
     finally:
         process.close()
     try:

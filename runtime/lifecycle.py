@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 GUEST_KILL = 64  # SIGRTMAX to a machine's stand-in: SIGKILL to the process in the guest, as init/stand_in.h has it
 _GUEST_KILL_MS = 2000
 _COPY_SECONDS = 0.1
+_OF_A_PROCESS = ("seccomp", "personality", "memoryPolicy")  # of $.linux: what an exec's process has too
 _NS_FILES = (
     ("user", "user"),
     ("pid", "pid"),
@@ -173,7 +174,7 @@ def exec(
         container.require("exec")
         config = _config(container)
         cgroup = cgroup_of(container)
-        linux = {key: value for key, value in (config.get("linux") or {}).items() if key in ("seccomp", "personality")}
+        linux = {key: value for key, value in (config.get("linux") or {}).items() if key in _OF_A_PROCESS}
         guest = None
         if "machine" in container.fields:
             from pycontain.runtime.vm.machine import Exec
@@ -205,7 +206,7 @@ def exec(
             launcher.started(new)
         if guest is not None:
             guest.begin(started)
-        started.go_exec(b"{}")
+        started.go_exec(b"{}", container)
     except BaseException:
         started.close()
         if started.pid and launcher is None:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from typing import Any, Protocol
 
     from pycontain.runtime.plan.plan import Plan
+    from pycontain.runtime.state import Container
 
     class Launcher(Protocol):
         """Who starts init in our stead and becomes the container's parent (the supervisor of the engine)."""
@@ -96,10 +97,10 @@ class Process:
             self.start(state)
         self._expect(channel.READY)
 
-    def go_exec(self, state: bytes) -> None:
+    def go_exec(self, state: bytes, container: Container) -> None:
         """Let init go all the way to execve; returns when the program runs."""
         self._send(channel.GO, state)
-        self.running()
+        self.running(container)
 
     def start(self, state: bytes) -> None:
         """Let the container's program run, once; ``running`` says whether it does."""
@@ -107,9 +108,15 @@ class Process:
             self._send(channel.START, state)
             self._started = True
 
-    def running(self) -> None:
-        """execve closes the channel; a message is a failure."""
+    def running(self, container: Container | None = None) -> None:
+        """execve closes the channel; a message is a failure, or a seccomp listener that the container's agent gets."""
         message = self._receive()
+        if message is not None and message[0] == channel.LISTENER and container is not None:
+            from pycontain.runtime.seccomp_agent import hand_over
+
+            hand_over(container, self.pid, message[1])
+            self._send(channel.GO, b"")
+            message = self._receive()
         if message is not None:
             raise self._failure(message)
         self.close()
@@ -188,7 +195,7 @@ def failure(plan: Plan, payload: bytes) -> PycontainError:
     where = detail.split("(")[0]  # a failed call is reported as its C text: the system call's name is enough
     if op[0] == "exec":
         return _exec_failure(op, number, said)
-    if op[0] == "seccomp" and where == "syscall":
+    if op[0].startswith("seccomp") and where == "syscall":
         where = "seccomp"
     from pycontain.runtime.plan.describe import describe
 

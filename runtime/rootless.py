@@ -218,7 +218,7 @@ def hint(op: Op, number: int) -> str | None:
         return "what the host has set (ro, nosuid, nodev, noexec, atime) a user namespace cannot take off a mount"
     if op[0] == "mount" and number == EPERM:
         return f"without root {op[3]} is mounted in a namespace of the container's own only, if at all: bind the host's"
-    if op[0] == "rlimit" and number == EPERM:
+    if op[0] in ("rlimit", "raise_limit") and number == EPERM:
         return "without root a limit can be lowered, but not be raised above its hard value"
     if op[0] in ("root_bind", "bind", "mkdir", "mount") and number == EACCES:
         return "the ids that the user namespace maps must be able to reach it: chmod a+x on the way"

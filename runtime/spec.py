@@ -39,7 +39,12 @@ PROCESS = {
     "oomScoreAdj": "int",
     "selinuxLabel": "str",
     "ioPriority": {"class": "str!", "priority": "int"},
-    "scheduler": {"policy": "str!", "nice": "int", "priority": "int", "flags": ["str"]},
+    "scheduler": {
+        "policy": "str!",
+        "flags": ["str"],
+        **dict.fromkeys(("nice", "priority"), "int"),
+        **dict.fromkeys(("runtime", "deadline", "period"), "uint"),
+    },
     "execCPUAffinity": {"initial": "str", "final": "str"},
 }
 SCHEMA: dict[str, Any] = {
@@ -126,7 +131,7 @@ SCHEMA: dict[str, Any] = {
         "readonlyPaths": ["str"],
         "mountLabel": "str",
         "intelRdt": "any",
-        "memoryPolicy": "any",
+        "memoryPolicy": {"mode": "str", "nodes": "str", "flags": ["str"]},
         "personality": {"domain": "str!", "flags": ["str"]},
         "timeOffsets": {"*": {"secs": "int", "nanosecs": "uint"}},
     },

@@ -51,12 +51,7 @@
 #ifndef CLOSE_RANGE_CLOEXEC
 #define CLOSE_RANGE_CLOEXEC 4
 #endif
-#ifndef TIOCGPTPEER
-#define TIOCGPTPEER 0x5441
-#endif
-#define DEVPTS_MAGIC 0x1cd1
 #define KEYCTL_JOIN_SESSION_KEYRING 1
-#define REAP 1u
 
 static int channel = -1;      /* the dialogue with Python */
 static int procfs = -1;       /* our own procfs, attached nowhere */
@@ -170,6 +165,7 @@ static char **l_(struct cursor *a)
 #include "rootless.h"
 #include "agent.h"
 #include "stand_in.h"
+#include "process.h"
 
 /* ---- operations ---- */
 
@@ -210,15 +206,6 @@ static void op_clone(struct cursor *a)
 		return;
 	send_message(MSG_unshared, &pid, 4);
 	_exit(0);
-}
-
-static void op_oom_score(struct cursor *a)
-{
-	char path[64];
-	/* "self" is a symbolic link in procfs; we are asked for by number instead. */
-	ssize_t n = TRY(readlinkat(procfs, "self", path, 32));
-	memcpy(path + n, "/oom_score_adj", 15);
-	procfs_write(path, s_(a));
 }
 
 static void op_loopback(void)
@@ -307,118 +294,6 @@ static void op_hook(struct cursor *a)
 	}
 }
 
-static void op_terminal(struct cursor *a)
-{
-	int console = u_(a);
-	struct winsize size = { 0 };
-	struct statfs fs;
-	struct stat st;
-	size.ws_row = u_(a);
-	size.ws_col = u_(a);
-	uid_t uid = u_(a);
-	bool bind = u_(a);
-
-	/* The multiplexer of the container's own devpts, proven to be one; the peer by ioctl, never by
-	 * the name /dev/pts/N, which the image could have planted (CVE-2025-52565). */
-	int master = TRY(in_root("/dev/pts/ptmx", O_RDWR | O_NOCTTY));
-	TRY(fstatfs(master, &fs));
-	TRY(fstat(master, &st));
-	if (fs.f_type != DEVPTS_MAGIC || st.st_rdev != makedev(5, 2))
-		fail(ENODEV, "/dev/pts/ptmx is not a pseudo-terminal multiplexer");
-	int zero = 0;
-	TRY(ioctl(master, TIOCSPTLCK, &zero));
-	int slave = TRY(ioctl(master, TIOCGPTPEER, O_RDWR | O_NOCTTY | O_CLOEXEC));
-	TRY(fchown(slave, uid, -1));
-	if (size.ws_row || size.ws_col)
-		TRY(ioctl(slave, TIOCSWINSZ, &size));
-	if (bind) {
-		int at = TRY(mount_point("/dev/console", false, true));
-		attach(clone_tree(slave, false), at);
-	}
-	char control[CMSG_SPACE(sizeof(int))] = { 0 };
-	struct iovec text = { "/dev/pts/ptmx", 13 };
-	struct msghdr message = { .msg_iov = &text, .msg_iovlen = 1, .msg_control = control, .msg_controllen = sizeof control };
-	struct cmsghdr *rights = CMSG_FIRSTHDR(&message);
-	rights->cmsg_level = SOL_SOCKET;
-	rights->cmsg_type = SCM_RIGHTS;
-	rights->cmsg_len = CMSG_LEN(sizeof(int));
-	memcpy(CMSG_DATA(rights), &master, sizeof master);
-	TRY(sendmsg(console, &message, MSG_NOSIGNAL));
-	close(master);
-	close(console);
-	for (int fd = 0; fd < 3; fd++)
-		TRY(dup2(slave, fd));
-	TRY(ioctl(0, TIOCSCTTY, 0));
-	if (slave > 2)
-		close(slave);
-}
-
-static void op_chdir(struct cursor *a)
-{
-	char cwd[PATH_MAX];
-	const char *path = s_(a);
-	bool may_fail = u_(a);
-
-	if (chdir(path) < 0) {
-		if (may_fail && (errno == EACCES || errno == EPERM))
-			return;
-		fail(errno, "chdir");
-	}
-	/* Outside our root the kernel answers "(unreachable)/..." (CVE-2024-21626). */
-	if (syscall(SYS_getcwd, cwd, sizeof cwd) < 0 || cwd[0] != '/')
-		fail(EXDEV, "the working directory is outside the container's root");
-}
-
-static void op_user(struct cursor *a)
-{
-	uid_t uid = u_(a);
-	gid_t gid = u_(a);
-
-	TRY(prctl(PR_SET_KEEPCAPS, 1, 0, 0, 0));
-	TRY(syscall(SYS_setresgid, gid, gid, gid));
-	TRY(syscall(SYS_setresuid, uid, uid, uid));
-}
-
-static void op_bounding(struct cursor *a)
-{
-	uint64_t keep = u_(a);
-
-	for (int cap = 0; cap < 64; cap++) {
-		if (prctl(PR_CAPBSET_READ, cap, 0, 0, 0) < 0)
-			break; /* the last one that this kernel knows is behind us */
-		if (!(keep >> cap & 1))
-			TRY(prctl(PR_CAPBSET_DROP, cap, 0, 0, 0));
-	}
-}
-
-static void op_caps(struct cursor *a)
-{
-	uint64_t effective = u_(a), permitted = u_(a), inheritable = u_(a);
-	struct __user_cap_header_struct head = { .version = _LINUX_CAPABILITY_VERSION_3 };
-	struct __user_cap_data_struct data[2] = {
-		{ (uint32_t)effective, (uint32_t)permitted, (uint32_t)inheritable },
-		{ (uint32_t)(effective >> 32), (uint32_t)(permitted >> 32), (uint32_t)(inheritable >> 32) },
-	};
-	TRY(syscall(SYS_capset, &head, data));
-}
-
-static void op_ambient(struct cursor *a)
-{
-	uint64_t mask = u_(a);
-
-	for (int cap = 0; cap < 64; cap++)
-		if (mask >> cap & 1)
-			TRY(prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, cap, 0, 0));
-}
-
-static void op_seccomp(struct cursor *a)
-{
-	uint32_t n;
-	const char *program = b_(a, &n);
-	struct sock_fprog filter = { .len = n / sizeof(struct sock_filter), .filter = (struct sock_filter *)program };
-	TRY(syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, u_(a), &filter));
-}
-
 static void op_read(struct cursor *a)
 {
 	static char data[4 + MESSAGE_MAX_BYTES];
@@ -446,69 +321,6 @@ static void op_read(struct cursor *a)
 	memcpy(data, &error, 4);
 	send_message(MSG_data, data, 4 + (error ? 0 : n));
 	close(fd);
-}
-
-/* pid 1 of --init: pass signals on, reap what is left over, end as the program ends. */
-static _Noreturn void reap(pid_t program)
-{
-	sigset_t all;
-	int status;
-
-	syscall(SYS_close_range, 3, ~0u, 0);
-	sigfillset(&all);
-	for (;;) {
-		siginfo_t info;
-		int sig = sigwaitinfo(&all, &info);
-		if (sig > 0 && sig != SIGCHLD)
-			kill(program, sig);
-		for (pid_t pid; (pid = waitpid(-1, &status, WNOHANG)) > 0;)
-			if (pid == program)
-				_exit(WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status));
-	}
-}
-
-static void op_exec(struct cursor *a)
-{
-	const char *file = s_(a);
-	char **argv = l_(a), **env = l_(a), **e = env;
-	uint64_t flags = u_(a);
-	char path[PATH_MAX];
-	int error = ENOENT;
-
-	if (flags & REAP) {
-		sigset_t all, none;
-		sigfillset(&all);
-		sigemptyset(&none);
-		sigprocmask(SIG_SETMASK, &all, NULL);
-		pid_t pid = TRY(fork());
-		if (pid)
-			reap(pid);
-		setpgid(0, 0);
-		tcsetpgrp(0, getpid()); /* blocked SIGTTOU: allowed from the background; no terminal: no matter */
-		sigprocmask(SIG_SETMASK, &none, NULL);
-	}
-	if (strchr(file, '/')) {
-		execve(file, argv, env);
-		fail(errno, "execve");
-	}
-	while (*e && strncmp(*e, "PATH=", 5))
-		e++;
-	for (const char *dir = *e ? *e + 5 : "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"; *file; dir++) {
-		int n = strcspn(dir, ":");
-		if (n && snprintf(path, sizeof path, "%.*s/%s", n, dir, file) < (int)sizeof path) {
-			execve(path, argv, env);
-			if (errno == ENOENT || errno == ENOTDIR)
-				;
-			else if (errno == EACCES)
-				error = EACCES; /* go on looking, as execvp(3) does */
-			else
-				fail(errno, "execve");
-		}
-		dir += n;
-		if (!*dir)
-			break;
-	}
-	fail(error, "not found in $PATH");
 }
 
 /* A helper beside the program: the next operations, with an exec at their end, are a child's. */
@@ -597,14 +409,13 @@ static void carry_out(uint32_t code, struct cursor *a)
 	case OP_keyring: TRY(syscall(SYS_keyctl, KEYCTL_JOIN_SESSION_KEYRING, s_(a))); break;
 	case OP_chdir: op_chdir(a); break;
 	case OP_umask: umask(u_(a)); break;
-	case OP_rlimit: {
-		int resource = u_(a);
-		struct rlimit limit;
-		limit.rlim_cur = u_(a);
-		limit.rlim_max = u_(a);
-		TRY(setrlimit(resource, &limit));
-		break;
-	}
+	case OP_rlimit: op_rlimit(a); break;
+	case OP_raise_limit: op_raise_limit(a); break;
+	case OP_scheduler: op_scheduler(a); break;
+	case OP_io_priority: TRY(syscall(SYS_ioprio_set, IOPRIO_WHO_PGRP, 0, u_(a))); break;
+	case OP_affinity: s = b_(a, &n); TRY(syscall(SYS_sched_setaffinity, 0, n, s)); break;
+	case OP_memory_policy: op_memory_policy(a); break;
+	case OP_label: op_label(a); break;
 	case OP_oom_score: op_oom_score(a); break;
 	case OP_groups: s = b_(a, &n); TRY(syscall(SYS_setgroups, n / 4, n ? s : NULL)); break;
 	case OP_user: op_user(a); break;
@@ -613,6 +424,7 @@ static void carry_out(uint32_t code, struct cursor *a)
 	case OP_ambient: op_ambient(a); break;
 	case OP_no_new_privs: TRY(prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)); break;
 	case OP_seccomp: op_seccomp(a); break;
+	case OP_seccomp_notify: op_seccomp_notify(a); break;
 	case OP_personality: TRY(personality(u_(a))); break;
 	case OP_read: op_read(a); break;
 	case OP_exec: op_exec(a); break;

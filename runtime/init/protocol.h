@@ -68,6 +68,13 @@
 	OP(54, sync_disks, "")          \
 	OP(55, file, "sub")             \
 	OP(56, branch, "uu")            \
+	OP(85, scheduler, "uuuuuuu")    \
+	OP(86, io_priority, "u")        \
+	OP(87, affinity, "b")           \
+	OP(88, memory_policy, "ub")     \
+	OP(89, label, "ss")             \
+	OP(90, raise_limit, "uu")       \
+	OP(91, seccomp_notify, "bu")    \
 	OP(100, dumpable, "u")          \
 	OP(101, bind_device, "suu")
 
@@ -89,7 +96,8 @@
 	MSG(13, credit)  /* both: u32 stream, u32 bytes more */          \
 	MSG(14, close)   /* both: u32 stream: no more of it comes, or is wanted */ \
 	MSG(15, signal)  /* host → guest: u32 signal */                  \
-	MSG(16, resize)  /* host → guest: u32 rows, u32 columns */
+	MSG(16, resize)  /* host → guest: u32 rows, u32 columns */   \
+	MSG(17, listener) /* init → Python: u32 descriptor of the seccomp listener; "go" when it is taken */
 #define MESSAGE_MAX_BYTES (1u << 20)
 
 #define NO_FD ((uint64_t)-1)

@@ -15,7 +15,8 @@ RESOLVE_NO_SYMLINKS = 0x04
 RESOLVE_BENEATH = 0x08
 RESOLVE_IN_ROOT = 0x10
 
-_NR_OPENAT2 = 437  # the same number on every architecture (asm-generic unified table)
+_NR_OPENAT2 = 437  # the same numbers on every architecture (asm-generic unified table)
+_NR_PIDFD_GETFD = 438
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
@@ -51,3 +52,8 @@ def openat2(dirfd: int, path: str | bytes, flags: int, mode: int = 0, resolve: i
 def syncfs(fd: int) -> None:
     """syncfs(2): write out everything of the file system that ``fd`` is on. Linux 2.6.39."""
     _check(_libc.syncfs(fd))
+
+
+def pidfd_getfd(pidfd: int, fd: int) -> int:
+    """pidfd_getfd(2): a copy of another process's descriptor, close-on-exec. Linux 5.6."""
+    return _check(_libc.syscall(_NR_PIDFD_GETFD, pidfd, fd, 0))

@@ -8,6 +8,7 @@ from pycontain.runtime.plan.identity import CAPS, RLIMITS
 from pycontain.runtime.plan.mounts import ATIME, CLEARS, FLAGS, MS_REC, PROPAGATION
 from pycontain.runtime.plan.ops import REAP
 from pycontain.runtime.plan.plan import NAMESPACES
+from pycontain.runtime.plan.process import IO_CLASSES, MEMORY_FLAGS, MEMORY_MODES, POLICIES, SCHEDULER_FLAGS, listed
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -77,6 +78,13 @@ WORDS = {
     "dumpable": "let the id maps be written to our files in /proc: {0}",
     "bind_device": "bind the host's {node} {0}",
     "file": "make file {0} (mode {1:04o}, {2} bytes)",
+    "scheduler": "set the scheduling policy to {scheduler}",
+    "io_priority": "set the I/O priority to {io}",
+    "affinity": "keep to processors {mask}",
+    "memory_policy": "set the memory policy to {memory}",
+    "label": "set the process's attribute {0} to {1!r}",
+    "raise_limit": "raise the hard limit of {limit} to {soft}",
+    "seccomp_notify": "load the seccomp filter ({0} bytes) and hand over its listener",
 }
 
 
@@ -142,6 +150,23 @@ def _limit(value: int) -> str:
     return "unlimited" if value == (1 << 64) - 1 else str(value)
 
 
+def _name(number: int, table: dict[str, int]) -> str:
+    return next((name for name, value in table.items() if value == number), str(number))
+
+
+def _scheduler(values: list[Any]) -> str:
+    policy, flags, nice, priority, *times = values
+    words = [_name(policy, POLICIES), f"nice {nice}", f"priority {priority}"]
+    words += [f"{key} {value} ns" for key, value in zip(("runtime", "deadline", "period"), times) if value]
+    return ", ".join([*words, *filter(None, [_names(flags, SCHEDULER_FLAGS.items())])])
+
+
+def _memory(values: list[Any]) -> str:
+    flags = sum(MEMORY_FLAGS.values())
+    words = [_name(values[0] & ~flags, MEMORY_MODES), _names(values[0], MEMORY_FLAGS.items())]
+    return " ".join(filter(None, [*words, f"on nodes {listed(values[1])}" if values[1] else ""]))
+
+
 _READINGS: dict[str, Callable[[list[Any]], Any]] = {
     "kinds": _kinds,
     "caps": _capabilities,
@@ -152,6 +177,10 @@ _READINGS: dict[str, Callable[[list[Any]], Any]] = {
     "spread": lambda values: [_spread(v) for v in values],
     "node": _node,
     "mode": lambda values: values[1] & 0o7777,
+    "scheduler": _scheduler,
+    "io": lambda values: f"{_name(values[0] >> 13, IO_CLASSES)} {values[0] & 7}",
+    "mask": lambda values: listed(values[0]),
+    "memory": _memory,
     "limit": lambda values: next((name for name, number in RLIMITS.items() if number == values[0]), str(values[0])),
     "soft": lambda values: _limit(values[1]),
     "hard": lambda values: _limit(values[2]),

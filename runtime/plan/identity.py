@@ -72,6 +72,7 @@ CAPS: Final = {
     "CAP_BPF": 39,
     "CAP_CHECKPOINT_RESTORE": 40,
 }
+ALL_CAPS: Final = (1 << len(CAPS)) - 1
 
 # What docker and podman's docker-compatible mode give a container that asks for nothing.
 DEFAULT_CAPS: Final = (
@@ -159,12 +160,12 @@ FILE_MAX: Final = 1 << 20  # bytes of the image's passwd or group file that are 
 GROUPS_MAX: Final = 65536  # NGROUPS_MAX of setgroups(2)
 
 
-def caps_mask(names: list[str], path: str, last_cap: int = 40, warnings: list[str] | None = None) -> int:
+def caps_mask(names: list[str], path: str, grantable: int = ALL_CAPS, warnings: list[str] | None = None) -> int:
     """The 64-bit mask of OCI capability names, such as ``["CAP_KILL"]`` at ``$.process.capabilities.bounding``.
 
-    ``last_cap`` is the number in /proc/sys/kernel/cap_last_cap. The specification (config.md, Linux
-    Process) wants a warning and no failure for a name that cannot be mapped or that this kernel does not
-    have; the texts are appended to ``warnings``. SpecError: not a list of strings.
+    ``grantable`` is the mask of those that can be had, the bounding set. The specification (config.md, Linux Process)
+    wants a warning and no failure for a name that cannot be mapped or granted; the texts are appended to
+    ``warnings``. SpecError: not a list of strings.
     """
     if not isinstance(names, list):
         raise SpecError(path, f"is {_kind(names)}, wanted an array of capability names")
@@ -173,10 +174,10 @@ def caps_mask(names: list[str], path: str, last_cap: int = 40, warnings: list[st
         if not isinstance(name, str):
             raise SpecError(f"{path}[{index}]", f"is {_kind(name)}, wanted a capability name such as CAP_KILL")
         number = CAPS.get(name)
-        if number is not None and number <= last_cap:
+        if number is not None and grantable >> number & 1:
             mask |= 1 << number
         elif warnings is not None:
-            why = "is not a capability" if number is None else f"is not known to this kernel (its last is {last_cap})"
+            why = "is not a capability" if number is None else "is not in the bounding set here and cannot be granted"
             warnings.append(f"{path}[{index}]: {name} {why}, ignored")
     return mask
 

@@ -78,6 +78,13 @@ TABLE = {
     "sync_disks": (54, ""),
     "file": (55, "sub"),
     "branch": (56, "uu"),
+    "scheduler": (85, "uuuuuuu"),
+    "io_priority": (86, "u"),
+    "affinity": (87, "b"),
+    "memory_policy": (88, "ub"),
+    "label": (89, "ss"),
+    "raise_limit": (90, "uu"),
+    "seccomp_notify": (91, "bu"),
     "dumpable": (100, "u"),
     "bind_device": (101, "suu"),
 }

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pycontain.runtime.errors import SpecError, Unsupported
 from pycontain.runtime.plan import ops as _ops
-from pycontain.runtime.plan.identity import RLIMITS, caps_mask
+from pycontain.runtime.plan.identity import ALL_CAPS, RLIMITS, caps_mask
 from pycontain.runtime.plan.mounts import ATTR_RDONLY, MS_REC, PROPAGATION, CgroupView, device_ops, mount_ops
 
 TYPE_CHECKING = False
@@ -32,17 +32,10 @@ NAMESPACES = {
     "network": 0x40000000,
     "time": 0x00000080,
 }
-_NOT_BUILT = (
-    ("process", "apparmorProfile"),
-    ("process", "selinuxLabel"),
-    ("process", "ioPriority"),
-    ("process", "scheduler"),
-    ("process", "execCPUAffinity"),
-    ("linux", "mountLabel"),
-    ("linux", "intelRdt"),
-    ("linux", "memoryPolicy"),
-    ("linux", "netDevices"),
-)
+_NOT_BUILT = (("linux", "netDevices"),)
+# What few ask for: its operations are planned by a module that is imported then.
+_RARE = frozenset(("scheduler", "ioPriority", "execCPUAffinity", "apparmorProfile", "selinuxLabel"))
+_CAP_SYS_ADMIN = 1 << 21
 _PERSONALITIES = {"LINUX": 0, "LINUX32": 8}
 
 
@@ -158,18 +151,39 @@ def plan(
         else:
             p.ops.extend(("netlink", text, request) for text, request in lease.netlink)
     sysctls = _sysctls(linux, new, p)
-    if sysctls or process.get("oomScoreAdj") is not None:
+    if sysctls or _needs_procfs(process):
         p.ops.append(("procfs",))
     _names(p, spec, new)
     _filesystem(p, spec, host, rootfs, bundle, new, cgroup)
-    if process.get("oomScoreAdj") is not None:
-        p.ops.append(("oom_score", str(process["oomScoreAdj"])))
+    if linux.get("mountLabel"):
+        from pycontain.runtime.plan.process import label_mounts
+
+        label_mounts(p.ops, linux["mountLabel"], host)
+    _oom_score(p, process)
     p.ops.extend(sysctls)
     _enter_root(p, spec, no_pivot)
     p.ops.append(("ready", p.after_files() + p.console if listen else _ops.NO_FD))
     _hooks(p, "startContainer")
-    process_ops(p, process, linux, host, reap=reap)
+    process_ops(p, process, linux, host, reap=reap, user_namespace=_user_namespace(p, new))
+    if process.get("execCPUAffinity"):
+        from pycontain.runtime.plan.process import affinity
+
+        affinity(process)  # of exec's processes, but a fault in it is this configuration's
     return p
+
+
+def _needs_procfs(process: dict[str, Any]) -> bool:
+    return process.get("oomScoreAdj") is not None or bool(
+        process.get("apparmorProfile") or process.get("selinuxLabel")
+    )
+
+
+def _oom_score(p: Plan, process: dict[str, Any]) -> None:
+    score = process.get("oomScoreAdj")
+    if score is not None:
+        if not -1000 <= score <= 1000:  # proc_pid_oom_score_adj(5)
+            raise SpecError("$.process.oomScoreAdj", f"found {score}, wanted -1000 to 1000")
+        p.ops.append(("oom_score", str(score)))
 
 
 def _refuse_unbuilt(spec: Spec) -> None:
@@ -179,6 +193,8 @@ def _refuse_unbuilt(spec: Spec) -> None:
             value = (value or {}).get(key)
         if value:
             raise Unsupported(f"$.{'.'.join(path)}: not built yet", hint="remove it from config.json")
+    if (spec.get("linux") or {}).get("intelRdt") is not None:
+        raise Unsupported("$.linux.intelRdt: groups of resctrl are not built yet", hint="remove it from config.json")
     for key in ("windows", "solaris", "zos"):
         if spec.get(key):
             raise Unsupported(f"$.{key}: this runtime makes Linux containers")
@@ -305,6 +321,9 @@ def _filesystem(p: Plan, spec: Spec, host: Host, rootfs: dict[str, Any], bundle:
 
 def _terminal(p: Plan, process: dict[str, Any], *, bind: bool) -> Op:
     size = process.get("consoleSize") or {}
+    for key, value in size.items():
+        if value > 0xFFFF:  # struct winsize, ioctl_tty(2)
+            raise SpecError(f"$.process.consoleSize.{key}", f"found {value}, wanted at most 65535")
     uid = (process.get("user") or {}).get("uid", 0)
     return ("terminal", p.after_files(), size.get("height", 0), size.get("width", 0), uid, int(bind))
 
@@ -334,7 +353,15 @@ def hook_op(hook: dict[str, Any], path: str) -> Op:
     return ("hook", path, hook["path"], hook.get("args") or [hook["path"]], hook.get("env") or [], timeout or 0)
 
 
-def process_ops(p: Plan, process: dict[str, Any], linux: dict[str, Any], host: Host, *, reap: bool = False) -> None:
+def process_ops(
+    p: Plan,
+    process: dict[str, Any],
+    linux: dict[str, Any],
+    host: Host,
+    *,
+    reap: bool = False,
+    user_namespace: bool = False,
+) -> None:
     """From the container's inside to execve: limits, identity, filter, program; for the first process and for exec."""
     ops = p.ops
     user = process.get("user") or {}
@@ -342,27 +369,25 @@ def process_ops(p: Plan, process: dict[str, Any], linux: dict[str, Any], host: H
     for name, value in (("uid", uid), ("gid", gid)):
         if value > 0xFFFFFFFE:
             raise SpecError(f"$.process.user.{name}", f"found {value}, wanted at most 4294967294")
-    for i, limit in enumerate(process.get("rlimits") or ()):
-        path = f"$.process.rlimits[{i}]"
-        if limit["type"] not in RLIMITS:
-            raise SpecError(f"{path}.type", f"found {limit['type']!r}, wanted one of {', '.join(RLIMITS)}")
-        if limit["soft"] > limit["hard"]:
-            raise SpecError(f"{path}.soft", f"found {limit['soft']}, wanted at most the hard limit {limit['hard']}")
-        ops.append(("rlimit", RLIMITS[limit["type"]], limit["soft"], limit["hard"]))
+    if process.get("rlimits"):
+        _rlimits(p, process, user_namespace)
     personality = linux.get("personality")
     if personality:
         if personality["domain"] not in _PERSONALITIES:
             raise SpecError("$.linux.personality.domain", f"found {personality['domain']!r}, wanted LINUX or LINUX32")
         if personality.get("flags"):
-            raise Unsupported("$.linux.personality.flags: not built yet")
+            flag = personality["flags"][0]
+            raise SpecError("$.linux.personality.flags[0]", f"found {flag!r}, but the specification defines no flags")
         ops.append(("personality", _PERSONALITIES[personality["domain"]]))
-    no_new_privileges = bool(process.get("noNewPrivileges"))
-    filter_op = _seccomp(linux)
-    if filter_op and not no_new_privileges:
-        ops.append(filter_op)  # without no_new_privs the kernel wants CAP_SYS_ADMIN for it, which is about to go
+    if not _RARE.isdisjoint(process) or "memoryPolicy" in linux:
+        from pycontain.runtime.plan.process import process_ops as rare
+
+        ops += rare(process, linux, host)
     caps = process.get("capabilities") or {}
+    # A new user namespace gives its first process every capability, whatever ours are (user_namespaces(7)).
+    grantable = ALL_CAPS if user_namespace else host.bounding
     masks = {
-        name: caps_mask(caps.get(name) or [], f"$.process.capabilities.{name}", host.last_cap, p.warnings)
+        name: caps_mask(caps.get(name) or [], f"$.process.capabilities.{name}", grantable, p.warnings)
         for name in ("bounding", "effective", "permitted", "inheritable", "ambient")
     }
     # capabilities(7): no capability is ambient that is not permitted and inheritable too. `runc spec` writes such.
@@ -381,14 +406,43 @@ def process_ops(p: Plan, process: dict[str, Any], linux: dict[str, Any], host: H
         ops.append(("chdir", process["cwd"], 1))
     ops.append(("user", uid, gid))
     ops.append(("chdir", process["cwd"], 0))
-    ops.append(("caps", masks["effective"], masks["permitted"], masks["inheritable"]))
+    filter_op = _seccomp(linux)
+    last = ("caps", masks["effective"], masks["permitted"], masks["inheritable"])
+    early = filter_op is not None and not process.get("noNewPrivileges")
+    if early:
+        # Without no_new_privs a filter wants CAP_SYS_ADMIN, and nothing may come between it and execve that it could
+        # refuse. So this one capability goes with execve, which makes its own permitted set (capabilities(7)).
+        extra = _CAP_SYS_ADMIN & grantable
+        ops.append(("caps", last[1] | extra, last[2] | extra, last[3]))
+    else:
+        ops.append(last)
     if masks["ambient"]:
         ops.append(("ambient", masks["ambient"]))
-    if no_new_privileges:
+    if process.get("noNewPrivileges"):
         ops.append(("no_new_privs",))
-        if filter_op:
-            ops.append(filter_op)
+    if filter_op:
+        ops.append(filter_op)
+        if early and reap:
+            ops.append(last)  # the reaper is not executed
     ops.append(("exec", process["args"][0], process["args"], process.get("env") or [], _ops.REAP if reap else 0))
+
+
+def _rlimits(p: Plan, process: dict[str, Any], user_namespace: bool) -> None:
+    seen = set()
+    for i, limit in enumerate(process["rlimits"]):
+        path = f"$.process.rlimits[{i}]"
+        kind, soft, hard = limit["type"], limit["soft"], limit["hard"]
+        if kind not in RLIMITS:
+            raise SpecError(f"{path}.type", f"found {kind!r}, wanted one of {', '.join(RLIMITS)}")
+        if kind in seen:
+            raise SpecError(f"{path}.type", f"found {kind!r} a second time")
+        seen.add(kind)
+        if soft > hard:
+            raise SpecError(f"{path}.soft", f"found {soft}, wanted at most the hard limit {hard}")
+        p.ops.append(("rlimit", RLIMITS[kind], soft, hard))
+    if user_namespace:
+        # Root of a user namespace cannot raise a hard limit: that is done before it is entered.
+        p.ops[:0] = [("raise_limit", RLIMITS[limit["type"]], limit["hard"]) for limit in process["rlimits"]]
 
 
 def _seccomp(linux: dict[str, Any]) -> Op | None:
@@ -397,7 +451,7 @@ def _seccomp(linux: dict[str, Any]) -> Op | None:
     from pycontain.runtime.plan.seccomp import compile_filter
 
     compiled = compile_filter(linux["seccomp"])
-    return ("seccomp", compiled.program, compiled.flags)
+    return ("seccomp_notify" if compiled.notifies else "seccomp", compiled.program, compiled.flags)
 
 
 def exec_plan(
@@ -414,21 +468,28 @@ def exec_plan(
 
     ``namespaces``: (type, path such as /proc/PID/ns/mnt) of those to join, user first, mount last.
     """
-    if process.get("apparmorProfile") or process.get("selinuxLabel"):
-        raise Unsupported("$.process: apparmorProfile and selinuxLabel are not built yet")
     p = Plan(3 + preserve_fds, into, joins)
     p.console = bool(process.get("terminal"))
     for kind, path in namespaces:
         p.join(kind, path)
+    before: list[Op] = []
+    after: list[Op] = []
+    if process.get("execCPUAffinity"):
+        from pycontain.runtime.plan.process import affinity
+
+        before, after = affinity(process)
+    p.ops += before
     p.clone(0)
-    if any(kind == "user" for kind, _ in namespaces):
+    user = any(kind == "user" for kind, _ in namespaces)
+    if user:
         p.ops.append(("userns_root",))
-    p.ops += [("sync",), ("session",), ("enter_root",)]
-    if process.get("oomScoreAdj") is not None:
-        p.ops += [("procfs",), ("oom_score", str(process["oomScoreAdj"]))]
+    p.ops += [("sync",), *after, ("session",), ("enter_root",)]
+    if _needs_procfs(process):
+        p.ops.append(("procfs",))
+    _oom_score(p, process)
     if p.console:
         p.ops.append(_terminal(p, process, bind=False))
-    process_ops(p, process, linux, host)
+    process_ops(p, process, linux, host, user_namespace=user)
     return p
 
 

@@ -26,6 +26,7 @@ KILL_PROCESS: Final = 0x80000000
 KILL_THREAD: Final = 0x00000000
 TRAP: Final = 0x00030000
 ERRNO: Final = 0x00050000
+NOTIFY: Final = 0x7FC00000
 TRACE: Final = 0x7FF00000
 LOG: Final = 0x7FFC0000
 ALLOW: Final = 0x7FFF0000
@@ -38,6 +39,7 @@ ACTIONS: Final = {
     "SCMP_ACT_TRACE": TRACE,
     "SCMP_ACT_ALLOW": ALLOW,
     "SCMP_ACT_LOG": LOG,
+    "SCMP_ACT_NOTIFY": NOTIFY,
 }
 EPERM: Final = 1
 ENOSYS: Final = 38
@@ -47,7 +49,10 @@ FLAGS: Final = {
     "SECCOMP_FILTER_FLAG_TSYNC": 1,
     "SECCOMP_FILTER_FLAG_LOG": 2,
     "SECCOMP_FILTER_FLAG_SPEC_ALLOW": 4,
+    "SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV": 32,
 }
+NEW_LISTENER: Final = 8
+TSYNC_ESRCH: Final = 16
 
 OPERATORS: Final = ("NE", "LT", "LE", "EQ", "GE", "GT", "MASKED_EQ")
 
@@ -84,22 +89,24 @@ class Filter:
     """A compiled filter.
 
     ``program``: array of struct sock_filter (8 bytes each, little endian); ``flags``: for seccomp(2),
-    SECCOMP_SET_MODE_FILTER; ``skipped``: names of the configuration that mean nothing on this machine.
+    SECCOMP_SET_MODE_FILTER; ``skipped``: names of the configuration that mean nothing on this machine;
+    ``notifies``: whether seccomp(2) returns a listener, which somebody has to listen to.
     """
 
-    __slots__ = ("flags", "program", "skipped")
+    __slots__ = ("flags", "notifies", "program", "skipped")
 
     def __init__(self, program: bytes, flags: int, skipped: list[str]) -> None:
         self.program = program
         self.flags = flags
         self.skipped = skipped
+        self.notifies = bool(flags & NEW_LISTENER)
 
 
 def compile_filter(seccomp: Mapping[str, Any], arch: str | None = None) -> Filter:
     """Compile OCI ``linux.seccomp`` (config-linux.md, Seccomp) for a machine, ``x86_64`` or ``aarch64``.
 
     SpecError: malformed, with its JSON path, or more instructions than the kernel takes.
-    Unsupported: SCMP_ACT_NOTIFY, or another machine.
+    Unsupported: SCMP_ACT_NOTIFY where init could not go on, or another machine.
     """
     machine = _machine(arch)
     if not isinstance(seccomp, dict):
@@ -111,6 +118,7 @@ def compile_filter(seccomp: Mapping[str, Any], arch: str | None = None) -> Filte
     if seccomp.get("listenerMetadata") and not seccomp.get("listenerPath"):
         raise SpecError(f"{PATH}.listenerMetadata", "is set, but listenerPath is not")
     rules = [_rule(entry, f"{PATH}.syscalls[{i}]") for i, entry in enumerate(_array(seccomp, "syscalls"))]
+    flags = _listening(seccomp, flags, default, rules)
     program = _program(rules, default, arches, skipped)
     if len(program) > 8 * MAX_INSTRUCTIONS:
         raise SpecError(PATH, f"compiles to {len(program) // 8} instructions, the kernel takes {MAX_INSTRUCTIONS}")
@@ -158,8 +166,6 @@ def _unsigned(value: object, path: str, bits: int) -> int:
 
 def _action(where: Mapping[str, Any], key: str, errno_key: str, path: str) -> int:
     name = where.get(key)
-    if name == "SCMP_ACT_NOTIFY":
-        raise Unsupported(f"{path}.{key}: SCMP_ACT_NOTIFY is not built yet")
     if not isinstance(name, str) or name not in ACTIONS:
         found = "is missing" if name is None else f"is {name!r}"
         raise SpecError(f"{path}.{key}", f"{found}, wanted one of {' '.join(ACTIONS)}")
@@ -193,13 +199,34 @@ def _flags(seccomp: Mapping[str, Any]) -> int:
     flags = 0
     for index, name in enumerate(_array(seccomp, "flags")):
         path = f"{PATH}.flags[{index}]"
-        if name == "SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV":
-            # seccomp(2) answers EINVAL to it without SECCOMP_FILTER_FLAG_NEW_LISTENER.
-            raise Unsupported(f"{path}: {name} needs SCMP_ACT_NOTIFY, which is not built yet")
         if not isinstance(name, str) or name not in FLAGS:
             raise SpecError(path, f"is {name!r}, wanted one of {' '.join(FLAGS)}")
         flags |= FLAGS[name]
     return flags
+
+
+def _listening(seccomp: Mapping[str, Any], flags: int, default: int, rules: list[Rule]) -> int:
+    """The flags with what a listener wants. Raises SpecError and Unsupported for one that cannot be had."""
+    if default == NOTIFY:
+        raise Unsupported(
+            f"{PATH}.defaultAction: SCMP_ACT_NOTIFY would stop the process before its listener is handed over"
+        )
+    notified = [i for i, rule in enumerate(rules) if rule[1] == NOTIFY]
+    if not notified:
+        # It says how to wait for the answer to a notification; seccomp(2): EINVAL without a listener.
+        return flags & ~FLAGS["SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV"]
+    for i in notified:
+        if "write" in rules[i][0]:
+            what = "SCMP_ACT_NOTIFY of write would stop the process before its listener is handed over"
+            raise Unsupported(f"{PATH}.syscalls[{i}].action: {what}")
+    path = seccomp.get("listenerPath")
+    if not isinstance(path, str) or not path.startswith("/"):
+        found = "found nothing" if not path else f"found {path!r}"
+        wanted = "wanted the socket to send the listener of SCMP_ACT_NOTIFY to"
+        raise SpecError(f"{PATH}.listenerPath", f"{found}, {wanted}")
+    if flags & FLAGS["SECCOMP_FILTER_FLAG_TSYNC"]:
+        flags |= TSYNC_ESRCH  # else the two cannot go together: both say something with the return value
+    return flags | NEW_LISTENER
 
 
 def _rule(entry: object, path: str) -> Rule:

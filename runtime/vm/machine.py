@@ -15,6 +15,7 @@ from pycontain.runtime.errors import KernelError, PycontainError, SpecError, Uns
 from pycontain.runtime.jsontext import dump
 from pycontain.runtime.kernel.cgroup_v2 import CONTROLLERS, STATS, PlannedCgroup, counted
 from pycontain.runtime.kernel.host import Host
+from pycontain.runtime.plan.identity import ALL_CAPS
 from pycontain.runtime.plan.plan import NAMESPACES, Plan, exec_plan, plan
 from pycontain.runtime.vm import disk, port, qemu, settings
 from pycontain.runtime.vm import template as template_
@@ -49,6 +50,7 @@ _NS_FILES = (
     ("mount", "mnt"),
 )
 _NO_PATHS = {"createContainer", "startContainer"}
+_NO_LSM = {"apparmor": False, "selinux": False}
 _DEVICE_KVM = {"allow": True, "type": "c", "major": 10, "minor": 232, "access": "rwm"}
 
 
@@ -93,7 +95,8 @@ class Machine:
         self._root = self._share(rootfs["path"], False) if rootfs["kind"] == "directory" else ""
         self._inside = self._guest_config(config)
         _size(self._settings, resources, (config.get("vm") or {}).get("hwConfig") or {})
-        self.plan = self._guest_plan({"last_cap": 40})  # what cannot be planned is refused before anything is made
+        # What cannot be planned is refused before anything is made.
+        self.plan = self._guest_plan({"bounding": ALL_CAPS})
         self.host_resources = self._around(resources)
 
     def _guest_config(self, config: dict[str, Any]) -> dict[str, Any]:
@@ -110,6 +113,7 @@ class Machine:
         for kind in _NO_PATHS & set(config.get("hooks") or {}):
             if config["hooks"][kind]:
                 raise Unsupported(f"$.hooks.{kind}: its programs are the host's, its namespaces the guest's")
+        _refuse_of_the_host(config.get("process") or {}, linux)
         inside["hooks"] = {}
         resources = dict(self._resources)
         # A guest has no swap; and which processors and memory nodes are meant, only the host knows.
@@ -151,7 +155,7 @@ class Machine:
         }
         rootfs = rootfs if self._root else image
         unified = {"mount": _CGROUPS, "controllers": list(CONTROLLERS), "name": "", "unified": True}
-        host = Host.from_dict({"cgroups": [unified], "cgroup": "v2", **facts})
+        host = Host.from_dict({"cgroups": [unified], "cgroup": "v2", **_NO_LSM, **facts})
         program = self._cgroup.device_program(self._resources)
         return plan(
             self._inside,
@@ -319,7 +323,19 @@ class Machine:
             self._copied[source] = data, mode = _content(source, "$.mounts")
             ops.append(("file", inside, mode, data))
         caller.call(ops)
-        return {"last_cap": _last_cap(last_cap)}
+        return {"bounding": (2 << _last_cap(last_cap)) - 1}
+
+
+def _refuse_of_the_host(process: dict[str, Any], linux: dict[str, Any]) -> None:
+    """Unsupported for what of a process only this host has: its security modules, its seccomp agents."""
+    for where, key in ((process, "apparmorProfile"), (process, "selinuxLabel"), (linux, "mountLabel")):
+        if where.get(key):
+            path = f"$.{'process' if where is process else 'linux'}.{key}"
+            raise Unsupported(f"{path}: the profiles and policies of this host are not a machine's")
+    for i, rule in enumerate((linux.get("seccomp") or {}).get("syscalls") or ()):
+        if rule.get("action") == "SCMP_ACT_NOTIFY":
+            what = "SCMP_ACT_NOTIFY has its agent on this host, and its process in a machine"
+            raise Unsupported(f"$.linux.seccomp.syscalls[{i}].action: {what}")
 
 
 def _last_cap(said: bytes | None) -> int:
@@ -439,10 +455,11 @@ class Exec:
     ) -> None:
         if preserve_fds:
             raise Unsupported("--preserve-fds: a descriptor of the host does not get into a machine")
+        _refuse_of_the_host(process, {})
         machine = container.fields["machine"]
         kinds = {item["type"] for item in (config.get("linux") or {}).get("namespaces") or ()}
         join = [(kind, f"/proc/{machine['pid']}/ns/{file}") for kind, file in _NS_FILES if kind in kinds]
-        host = Host.from_dict({"last_cap": machine["last_cap"]})
+        host = Host.from_dict({"bounding": machine["bounding"], **_NO_LSM})
         self.plan = exec_plan(process, linux, host, into=True, joins=0, namespaces=join)
         self._files = [path for _, path in join]
         self._cgroup = f"{_CGROUPS}{container.fields['cgroup']}"

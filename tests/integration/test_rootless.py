@@ -420,7 +420,7 @@ def more_files(config: dict[str, Any]) -> None:
         ),
         (
             more_files,
-            "cannot set RLIMIT_NOFILE to 1073741824:1073741824: setrlimit: EPERM (operation not permitted)",
+            "cannot raise the hard limit of RLIMIT_NOFILE to 1073741824: setrlimit: EPERM (operation not permitted)",
             "without root a limit can be lowered, but not be raised above its hard value",
         ),
     ],

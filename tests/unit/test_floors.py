@@ -20,7 +20,7 @@ RUNTIME = (
     {"errors", "jsontext", "paths"},
     {"kernel", "spec", "state", "hooks"},
     {"plan"},
-    {"channel", "executor", "terminal", "idmaps", "rootless"},
+    {"channel", "executor", "terminal", "idmaps", "rootless", "seccomp_agent"},
     {"namespaces", "vm"},
     {"creation", "example"},
     {"lifecycle", "update", "events"},
@@ -35,7 +35,9 @@ LIGHT = {
     "__future__", "_frozen_importlib", "_json", "_signal", "_socket", "_stat", "_struct", "errno", "fcntl", "marshal", "os", "posix", "select", "stat",
     "sys", "termios", "time",
 }  # fmt: skip
-OFF_START_PATH = {"pycontain.runtime.kernel.syscalls", "pycontain.runtime.plan.describe", "pycontain.runtime.terminal"}
+OFF_START_PATH = {
+    f"pycontain.runtime.{name}" for name in ("kernel.syscalls", "plan.describe", "terminal", "seccomp_agent")
+}
 
 # Names of control files that only one version of cgroups has. Each side keeps to its own.
 V1_WORDS = (

@@ -69,12 +69,12 @@ def test_caps_mask() -> None:
 
 def test_what_cannot_be_granted_is_a_warning() -> None:
     warnings: list[str] = []
-    mask = caps_mask(["CAP_KILL", "CAP_FLY", "cap_chown", "CAP_BPF"], "$.process.capabilities.bounding", 37, warnings)
+    mask = caps_mask(["CAP_KILL", "CAP_FLY", "cap_chown", "CAP_BPF"], "$.process.capabilities.bounding", (1 << 38) - 1, warnings)
     assert mask == 1 << 5
     assert warnings == [
         "$.process.capabilities.bounding[1]: CAP_FLY is not a capability, ignored",
         "$.process.capabilities.bounding[2]: cap_chown is not a capability, ignored",
-        "$.process.capabilities.bounding[3]: CAP_BPF is not known to this kernel (its last is 37), ignored",
+        "$.process.capabilities.bounding[3]: CAP_BPF is not in the bounding set here and cannot be granted, ignored",
     ]
 
 

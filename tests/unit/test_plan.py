@@ -14,6 +14,7 @@ from pycontain.runtime.errors import PycontainError, SpecError, Unsupported
 from pycontain.runtime.example import EXAMPLE
 from pycontain.runtime.kernel.host import Host
 from pycontain.runtime.plan.describe import describe
+from pycontain.runtime.plan.identity import ALL_CAPS
 from pycontain.runtime.plan.mounts import CLEARS, FLAGS, Options
 from pycontain.runtime.plan.ops import NO_FD, REAP, encode
 from pycontain.runtime.plan.plan import exec_plan, plan, read_plan
@@ -23,14 +24,15 @@ def hierarchy(mount: str, *controllers: str, name: str = "", unified: bool = Fal
     return {"mount": f"/sys/fs/cgroup{mount}", "controllers": list(controllers), "name": name, "unified": unified}
 
 
-V2 = Host.from_dict({"cgroup": "v2", "cgroups": [hierarchy("", unified=True)], "last_cap": 40})
+FACTS = {"bounding": ALL_CAPS, "apparmor": False, "selinux": False}
+V2 = Host.from_dict({"cgroup": "v2", "cgroups": [hierarchy("", unified=True)], **FACTS})
 V1S = [
     hierarchy("/cpu,cpuacct", "cpu", "cpuacct"),
     hierarchy("/memory", "memory"),
     hierarchy("/systemd", name="systemd"),
     hierarchy("/unified", unified=True),
 ]
-HYBRID = Host.from_dict({"cgroup": "hybrid", "cgroups": V1S, "last_cap": 40})
+HYBRID = Host.from_dict({"cgroup": "hybrid", "cgroups": V1S, **FACTS})
 
 
 ROOTFS = {"kind": "directory", "path": "/bundle/rootfs"}
@@ -103,7 +105,7 @@ def test_cgroup_mount_without_a_namespace_shows_the_containers_own() -> None:
 def test_a_joined_user_namespace_is_entered_as_root_and_gets_no_nodes() -> None:
     """The kernel lets nobody make device nodes outside of the first user namespace: they are bound, as in a new one."""
     ops = planned(change=lambda c: c["linux"]["namespaces"].append({"type": "user", "path": "/proc/9/ns/user"}))
-    assert names(ops)[0] == "setns" and ("userns_root",) in ops
+    assert names(ops)[:2] == ["raise_limit", "setns"] and ("userns_root",) in ops
     assert "mknod" not in names(ops) and ("bind", "/dev/null", "/dev/null", 0) in ops
 
 
@@ -139,13 +141,19 @@ def test_overlay() -> None:
     )
 
 
-def test_seccomp_goes_before_the_capabilities_without_no_new_privileges() -> None:
+def test_nothing_comes_between_the_filter_and_the_program() -> None:
+    """A filter may refuse any call, so that init makes none after it; without no_new_privs it wants CAP_SYS_ADMIN."""
+
     def change(c: dict[str, Any]) -> None:
         c["linux"]["seccomp"] = {"defaultAction": "SCMP_ACT_ALLOW"}
         c["process"]["noNewPrivileges"] = False
 
-    order = names(planned(change=change))
-    assert order.index("seccomp") < order.index("bounding")
+    ops = planned(change=change)
+    assert names(ops)[-3:] == ["caps", "seccomp", "exec"]
+    wanted = 1 << 5 | 1 << 10 | 1 << 29
+    assert ops[-3] == ("caps", wanted | 1 << 21, wanted | 1 << 21, 0)
+    # What is not executed gives it up itself.
+    assert planned(change=change, reap=True)[-2] == ("caps", wanted, wanted, 0)
 
     def and_no_new_privileges(c: dict[str, Any]) -> None:
         change(c)
@@ -200,12 +208,10 @@ def update(path: str, value: Any) -> Any:
 @pytest.mark.parametrize(
     ("path", "value", "error"),
     [
-        ("process.apparmorProfile", "x", "$.process.apparmorProfile: not built yet"),
-        ("process.selinuxLabel", "x", "$.process.selinuxLabel: not built yet"),
-        ("process.ioPriority", {"class": "IOPRIO_CLASS_IDLE"}, "$.process.ioPriority: not built yet"),
-        ("process.scheduler", {"policy": "SCHED_IDLE"}, "$.process.scheduler: not built yet"),
-        ("linux.mountLabel", "x", "$.linux.mountLabel: not built yet"),
-        ("linux.intelRdt", {"closID": "x"}, "$.linux.intelRdt: not built yet"),
+        ("process.apparmorProfile", "x", "$.process.apparmorProfile: AppArmor is not on in this kernel"),
+        ("process.selinuxLabel", "x", "$.process.selinuxLabel: SELinux is not on in this kernel"),
+        ("linux.mountLabel", "x", "$.linux.mountLabel: SELinux is not on in this kernel"),
+        ("linux.intelRdt", {}, "$.linux.intelRdt: groups of resctrl are not built yet"),
         ("linux.netDevices", {"eth0": {}}, "$.linux.netDevices: not built yet"),
         ("windows", {"layerFolders": []}, "$.windows: this runtime makes Linux containers"),
         ("linux.rootfsPropagation", "shared", "$.linux.rootfsPropagation: 'shared' is not built yet"),

@@ -91,9 +91,11 @@ def test_actions() -> None:
         "SCMP_ACT_TRACE": 0x7FF00001,
         "SCMP_ACT_LOG": 0x7FFC0000,
         "SCMP_ACT_ALLOW": 0x7FFF0000,
+        "SCMP_ACT_NOTIFY": 0x7FC00000,
     }.items():
-        assert decide(profile(rule("getpid", name), default="SCMP_ACT_LOG"), 39) == value
-        assert decide(profile(default=name), 39) == value
+        assert decide(profile(rule("getpid", name), default="SCMP_ACT_LOG", listenerPath="/a"), 39) == value
+        if name != "SCMP_ACT_NOTIFY":
+            assert decide(profile(default=name), 39) == value
     assert decide(profile(rule("getpid", "SCMP_ACT_ERRNO", errnoRet=38)), 39) == ERRNO | 38
     assert decide(profile(rule("getpid", "SCMP_ACT_ERRNO", errnoRet=0)), 39) == ERRNO
     assert decide(profile(default="SCMP_ACT_TRACE", defaultErrnoRet=65535), 39) == 0x7FF0FFFF
@@ -274,7 +276,8 @@ def test_conditions_cannot_be_checked_behind_a_door() -> None:
         (
             profile(flags=["SECCOMP_FILTER_FLAG_NEW_LISTENER"]),
             "$.linux.seccomp.flags[0]: is 'SECCOMP_FILTER_FLAG_NEW_LISTENER', wanted one of SECCOMP_FILTER_FLAG_TSYNC "
-            "SECCOMP_FILTER_FLAG_LOG SECCOMP_FILTER_FLAG_SPEC_ALLOW",
+            "SECCOMP_FILTER_FLAG_LOG SECCOMP_FILTER_FLAG_SPEC_ALLOW "
+            "SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV",
         ),
         (
             profile(listenerMetadata="x"),
@@ -344,22 +347,41 @@ def test_malformed(config: dict[str, Any], message: str) -> None:
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (profile(default="SCMP_ACT_NOTIFY"), "$.linux.seccomp.defaultAction: SCMP_ACT_NOTIFY is not built yet"),
         (
-            profile(rule("read", "SCMP_ACT_NOTIFY"), listenerPath="/run/agent.sock"),
-            "$.linux.seccomp.syscalls[0].action: SCMP_ACT_NOTIFY is not built yet",
+            profile(default="SCMP_ACT_NOTIFY", listenerPath="/a"),
+            "$.linux.seccomp.defaultAction: SCMP_ACT_NOTIFY would stop the process before its listener is handed over",
         ),
         (
-            profile(flags=["SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV"]),
-            "$.linux.seccomp.flags[0]: SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV needs SCMP_ACT_NOTIFY, "
-            "which is not built yet",
+            profile(rule("read", "SCMP_ACT_NOTIFY"), rule("read write", "SCMP_ACT_NOTIFY"), listenerPath="/a"),
+            "$.linux.seccomp.syscalls[1].action: SCMP_ACT_NOTIFY of write would stop the process before its listener is "
+            "handed over",
         ),
     ],
 )
-def test_not_built(config: dict[str, Any], message: str) -> None:
+def test_notifications_that_would_never_be_answered(config: dict[str, Any], message: str) -> None:
     with pytest.raises(Unsupported) as caught:
         compile_filter(config, "x86_64")
     assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(("path", "found"), [({}, "found nothing"), ({"listenerPath": "a.sock"}, "found 'a.sock'")])
+def test_notifications_want_a_listener(path: dict[str, str], found: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        compile_filter(profile(rule("mkdir", "SCMP_ACT_NOTIFY"), **path), "x86_64")
+    assert str(caught.value) == (
+        f"$.linux.seccomp.listenerPath: {found}, wanted the socket to send the listener of SCMP_ACT_NOTIFY to"
+    )
+
+
+def test_flags_that_a_listener_wants() -> None:
+    """seccomp(2): NEW_LISTENER 8, TSYNC_ESRCH 16, and WAIT_KILLABLE_RECV 32 with a listener only."""
+    flags = [f"SECCOMP_FILTER_FLAG_{name}" for name in ("TSYNC", "LOG", "SPEC_ALLOW", "WAIT_KILLABLE_RECV")]
+    plain = compile_filter(profile(flags=flags), "x86_64")
+    assert (plain.flags, plain.notifies) == (1 | 2 | 4, False)
+    mkdir = rule("mkdir", "SCMP_ACT_NOTIFY")
+    notifying = compile_filter(profile(mkdir, flags=flags, listenerPath="/a"), "x86_64")
+    assert (notifying.flags, notifying.notifies) == (1 | 2 | 4 | 8 | 16 | 32, True)
+    assert compile_filter(profile(mkdir, listenerPath="/a"), "x86_64").flags == 8
 
 
 def test_a_listener_without_notifications_is_ignored_as_the_specification_says() -> None:
@@ -511,6 +533,7 @@ def configs(draw: st.DrawFn, overlapping: bool) -> tuple[str, list[str], dict[st
     rules = []
     for _ in range(draw(st.integers(0, 8))):
         action = draw(st.sampled_from(list(seccomp.ACTIONS)))
+        notifies = action == "SCMP_ACT_NOTIFY"
         args = draw(_args)
         if args and left:
             names = draw(st.lists(st.sampled_from(left), min_size=1, max_size=4, unique=True))
@@ -522,9 +545,12 @@ def configs(draw: st.DrawFn, overlapping: bool) -> tuple[str, list[str], dict[st
         else:
             names = draw(st.lists(st.sampled_from(known), min_size=1, max_size=12, unique=True))
             args = []
-        rules.append(rule(" ".join(names), action, *args))
+        names = [name for name in names if not (notifies and name == "write")]
+        if names:
+            rules.append(rule(" ".join(names), action, *args))
     config = {
-        "defaultAction": draw(st.sampled_from(list(seccomp.ACTIONS))),
+        "defaultAction": draw(st.sampled_from([name for name in seccomp.ACTIONS if name != "SCMP_ACT_NOTIFY"])),
+        "listenerPath": "/run/agent.sock",
         "architectures": [f"SCMP_ARCH_{arch.upper()}" for arch in others],
         "syscalls": rules,
     }

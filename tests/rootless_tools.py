@@ -119,6 +119,9 @@ class User:
         state: dict[str, Any] = json.loads(self.runtime("state", id, check=True).stdout)
         return state
 
+    def ids(self) -> list[str]:
+        return os.listdir(self.root) if self.root.exists() else []
+
     def image(self) -> Path:
         """A root file system of the user's own."""
         path = self.home / "rootfs"
@@ -147,10 +150,9 @@ class User:
     def clean(self) -> None:
         """Delete every container, and prove that nothing of them is left."""
         self.prefix = []
-        ids = os.listdir(self.root) if self.root.exists() else []
-        for id in ids:
+        for id in self.ids():
             self.runtime("delete", "--force", id, check=True)
-        assert not self.root.exists() or os.listdir(self.root) == []
+        assert self.ids() == []
         left = [pid for pid in os.listdir("/proc") if pid.isdigit() and self._mine(pid)]
         assert left == []
 

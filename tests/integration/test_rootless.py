@@ -430,7 +430,7 @@ def test_refused(loner: User, change: Callable[[dict[str, Any]], None], message:
     mount = "/sys/fs/cgroup/unified" if os.path.isdir("/sys/fs/cgroup/unified") else "/sys/fs/cgroup"
     expected = f"pycontain-runtime: {message.format(cgroups=mount)}\n" + (f"\nhint: {hint}\n" if hint else "")
     assert (done.returncode, done.stderr) == (1, expected)
-    assert os.listdir(loner.root) == []
+    assert loner.ids() == []
 
 
 def test_what_the_host_has_set_stays(loner: User) -> None:
@@ -456,7 +456,7 @@ def test_no_place_for_the_state(loner: User) -> None:
     environment = {"PATH": os.environ["PATH"]}
     usual = loner.runtime("run", "--keep", "-b", bundle, "rl-usual", env=environment)
     assert usual.returncode == 0, usual.stderr
-    assert os.listdir(loner.root) == ["rl-usual"]  # /run/user/4343
+    assert loner.ids() == ["rl-usual"]  # /run/user/4343
     loner.users.root("mv", f"/run/user/{LONER}", "/run/user/gone")
     try:
         done = loner.runtime("list", env=environment)
@@ -478,3 +478,179 @@ def test_the_option(loner: User) -> None:
     assert refused.stderr.startswith(f"pycontain-runtime: --rootless=false: user {LONER} cannot have cgroup /")
     nonsense = loner.runtime("--rootless", "maybe", "list")
     assert nonsense.stderr == "pycontain-runtime: --rootless: found 'maybe', wanted auto, true or false\n"
+
+
+# ---- cgroups of the user's own
+
+
+@pytest.fixture
+def delegated(user: User) -> Iterator[Path]:
+    """A cgroup2 directory that root has given to the user, whose commands are run below it."""
+    unified = Path("/sys/fs/cgroup/unified") if os.path.isdir("/sys/fs/cgroup/unified") else Path("/sys/fs/cgroup")
+    given = unified / "pycontain-rl"
+    (given / "session").mkdir(parents=True)
+    for path in (given, given / "session"):
+        os.chown(path, UID, UID)
+        for name in ("cgroup.procs", "cgroup.subtree_control", "cgroup.threads"):
+            os.chown(path / name, UID, UID)
+    user.cgroup = str(given / "session")
+    yield given
+    user.clean()
+    user.cgroup = ""
+    (given / "session").rmdir()
+    given.rmdir()  # nothing of the containers is left in it
+
+
+def test_a_cgroup_that_was_given(user: User, delegated: Path) -> None:
+    pid = running(user, "rl-given", user.bundle(*script("sleep 600 & exec sleep 601"), ranges=True))
+    made = delegated / "pycontain-rl-given"  # beside the session's
+    assert str(pid) in (made / "cgroup.procs").read_text().split()
+    wait_for(lambda: len((made / "cgroup.procs").read_text().split()) == 2)
+    pids = sorted(map(int, (made / "cgroup.procs").read_text().split()))
+    assert json.loads(user.runtime("ps", "--format", "json", "rl-given", check=True).stdout) == pids
+    user.runtime("pause", "rl-given", check=True)
+    assert "frozen 1" in (made / "cgroup.events").read_text()
+    assert user.state("rl-given")["status"] == "paused"
+    user.runtime("resume", "rl-given", check=True)
+    assert "frozen 0" in (made / "cgroup.events").read_text()
+    user.runtime("exec", "-d", "--pid-file", user.home / "exec", "rl-given", "sleep", "602", check=True)
+    assert (user.home / "exec").read_text() in (made / "cgroup.procs").read_text().split()
+    user.runtime("kill", "--all", "rl-given", "KILL", check=True)
+    wait_for(lambda: user.state("rl-given")["status"] == "stopped")
+    user.runtime("delete", "rl-given", check=True)
+    assert not made.exists()
+
+
+def test_a_cgroup_by_its_path(user: User, delegated: Path) -> None:
+    for path, place in (("/pycontain-rl/a/b", "a/b"), ("below", "below")):
+        pid = running(user, "rl-path", user.bundle("sleep", "600", change=change_(cgroupsPath=path)))
+        assert (delegated / place / "cgroup.procs").read_text().split() == [str(pid)]
+        user.runtime("delete", "--force", "rl-path", check=True)
+        assert not (delegated / place).exists()
+    (delegated / "a").rmdir()  # parents stay, as they may be others'
+    done = user.runtime("run", "-b", user.bundle(change=change_(cgroupsPath="/rl-elsewhere")), "rl-path")
+    assert done.stderr == (
+        f"pycontain-runtime: $.linux.cgroupsPath: user {UID} cannot have cgroup /rl-elsewhere: {delegated.parent}: "
+        f"EACCES (permission denied)\n{HINT}"
+    )
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_given_cgroups_are_not_the_containers(user: User, delegated: Path, own: bool) -> None:
+    """CVE-2023-25809: what the user may write below /sys/fs/cgroup, the container could, through a bind of /sys."""
+    where = str(delegated)
+
+    def change(config: dict[str, Any]) -> None:
+        config["mounts"][5]["options"].remove("ro")
+        del config["mounts"][6]  # no cgroup mount: what /sys brings along is in sight
+        if not own:
+            config["linux"]["namespaces"] = [n for n in config["linux"]["namespaces"] if n["type"] != "cgroup"]
+
+    assert user("mkdir", f"{where}/try").returncode == 0 and user("rmdir", f"{where}/try").returncode == 0
+    path = user.bundle(*script(f"ls {where}/session/cgroup.procs && mkdir {where}/made; echo $?"), change=change)
+    done = user.runtime("run", "-b", path, "rl-25809", check=True)
+    assert done.stdout.splitlines() == [f"{where}/session/cgroup.procs", "1"]
+    assert "Read-only file system" in done.stderr
+    assert not (delegated / "made").exists()
+
+
+def test_a_cgroup_namespace_of_its_own_may_be_written(user: User, delegated: Path) -> None:
+    def change(config: dict[str, Any]) -> None:
+        config["mounts"][6]["options"].remove("ro")
+
+    top = "/sys/fs/cgroup" if delegated.parent.name == "cgroup" else "/sys/fs/cgroup/unified"
+    path = user.bundle(*script(f"mkdir {top}/inner && ls -d {top}/inner && rmdir {top}/inner"), change=change)
+    assert user.runtime("run", "-b", path, "rl-cgroupns", check=True).stdout == f"{top}/inner\n"
+
+
+# ---- root of a user namespace
+
+
+@pytest.fixture
+def fake(user: User) -> User:
+    """Root of a user namespace that the user has made, with mounts of its own: where podman starts a runtime."""
+    user.prefix = ["unshare", "--user", "--map-root-user", "--map-auto", "--mount", "--propagation", "private"]
+    return user
+
+
+def podmans(config: dict[str, Any]) -> None:
+    """The user namespace is the caller's; the network is new."""
+    namespaces = [n for n in config["linux"]["namespaces"] if n["type"] != "user"]
+    config["linux"]["namespaces"] = [*namespaces, {"type": "network"}]
+    del config["linux"]["uidMappings"], config["linux"]["gidMappings"]
+    config["mounts"][5] = {"destination": "/sys", "type": "sysfs", "source": "sysfs", "options": ["nosuid", "ro"]}
+    config["linux"]["devices"] = [{"path": "/dev/fuse", "type": "c", "major": 10, "minor": 229, "fileMode": 438}]
+    config["process"]["user"] = {"uid": 33, "gid": 34, "additionalGids": [35]}
+
+
+def test_fake_root(fake: User) -> None:
+    text = "id -u; id -G; cat /proc/self/uid_map; stat -c %t:%T /dev/null /dev/fuse; ls /sys/class/net; grep ' /sys ' /proc/mounts"
+    done = fake.runtime("run", "-b", fake.bundle(*script(text), change=podmans), "rl-fake", check=True)
+    lines = done.stdout.splitlines()
+    assert lines[:2] == ["33", "34 35"]
+    assert [line.split()[:2] for line in lines[2:4]] == [["0", str(UID)], ["1", str(FIRST)]]
+    assert lines[4:7] == ["1:3", "a:e5", "lo"]
+    assert lines[7].startswith("sysfs /sys sysfs ro,nosuid")
+    assert done.stderr == ""
+
+
+def test_the_life_of_fake_roots_container(fake: User) -> None:
+    """All verbs in one user namespace, as podman's are."""
+    path = fake.bundle("sleep", "600", change=podmans)
+    runtime = " ".join(COMMAND)
+    text = f"""
+        {runtime} create -b {path} rl-fake && {runtime} start rl-fake && {runtime} ps --format json rl-fake &&
+        {runtime} exec rl-fake id -G && {runtime} exec --user 0 rl-fake cat /proc/self/oom_score_adj &&
+        {runtime} kill rl-fake KILL && sleep 0.3 && {runtime} delete rl-fake && {runtime} list -q
+    """
+    done = fake(*script(text), check=True)
+    lines = done.stdout.splitlines()
+    assert json.loads(lines[0]) and lines[1:3] == ["34 35", "0"] and len(lines) == 3
+
+
+def test_a_user_namespace_in_a_user_namespace(fake: User) -> None:
+    """As podman's --userns=keep-id: fake root may map what it has, with its own hand."""
+
+    def change(config: dict[str, Any]) -> None:
+        maps = [{"containerID": 0, "hostID": 1, "size": 1000}, {"containerID": 1000, "hostID": 0, "size": 1}]
+        config["linux"].update(uidMappings=maps, gidMappings=maps)
+        config["process"]["user"] = {"uid": 1000, "gid": 1000, "additionalGids": [5]}
+        config["process"]["oomScoreAdj"] = 77
+
+    text = "id -u; id -G; cat /proc/self/oom_score_adj; cat /proc/self/uid_map"
+    done = fake.runtime("run", "-b", fake.bundle(*script(text), change=change), "rl-nested", check=True)
+    lines = done.stdout.splitlines()
+    assert lines[:3] == ["1000", "1000 5", "77"]
+    assert [line.split() for line in lines[3:]] == [["0", "1", "1000"], ["1000", "0", "1"]]
+
+
+def test_the_hosts_sys_where_the_network_is_the_hosts(fake: User) -> None:
+    def change(config: dict[str, Any]) -> None:
+        podmans(config)
+        config["linux"]["namespaces"] = [n for n in config["linux"]["namespaces"] if n["type"] not in ("network", "ipc")]
+        config["mounts"] = [m for m in config["mounts"] if m["destination"] != "/dev/mqueue"]
+
+    done = fake.runtime("run", "-b", fake.bundle("ls", "/sys/class/net", change=change), "rl-hostnet", check=True)
+    assert sorted(done.stdout.split()) == sorted(os.listdir("/sys/class/net"))
+
+
+def test_no_user_namespaces_for_users(user: User) -> None:
+    """user.max_user_namespaces is a user namespace's own: another one that forbids them stands for such a host."""
+    user.prefix = ["unshare", "--user", "--map-root-user", "--map-auto", "--mount"]
+    text = f"echo 0 >/proc/sys/user/max_user_namespaces && exec {' '.join(COMMAND)} run -b {user.bundle()} rl-nouserns"
+    done = user(*script(text))
+    assert done.stderr == (
+        "pycontain-runtime: cannot clone the first process into new namespaces: user,mount,uts,ipc,pid: "
+        "ENOSPC (no space left on device)\n"
+        "\nhint: this host lets users have no user namespaces: sysctl -w user.max_user_namespaces=28633\n"
+    )
+    assert user.ids() == []
+
+
+def test_a_clock_of_its_own(loner: User) -> None:
+    def change(config: dict[str, Any]) -> None:
+        config["linux"]["namespaces"].append({"type": "time"})
+        config["linux"]["timeOffsets"] = {"boottime": {"secs": 1_000_000_000}}
+
+    done = loner.runtime("run", "-b", loner.bundle("cat", "/proc/uptime", change=change), "rl-time", check=True)
+    assert float(done.stdout.split()[0]) > 1e9

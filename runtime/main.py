@@ -281,12 +281,13 @@ class Signals:
     """Signals that we get, kept until there is a process to pass them on to."""
 
     def __init__(self) -> None:
-        from _signal import SIGCHLD, SIGKILL, SIGSTOP, SIGURG, SIGWINCH, signal
+        from _signal import SIGCHLD, SIGKILL, SIGPIPE, SIGSTOP, SIGURG, SIGWINCH, signal
 
         self.pid = 0
         self.kept: list[int] = []
         for number in range(1, 32):
-            if number not in (SIGCHLD, SIGKILL, SIGSTOP, SIGURG, SIGWINCH):
+            # SIGPIPE is about a pipe of ours, such as that of a hook that does not read its state.
+            if number not in (SIGCHLD, SIGKILL, SIGPIPE, SIGSTOP, SIGURG, SIGWINCH):
                 signal(number, self._forward)
 
     def _forward(self, number: int, _: object) -> None:

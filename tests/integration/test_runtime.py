@@ -476,6 +476,19 @@ def test_hooks(runtime: Runtime, bundle: Bundle, tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.namespaces_only("it is about a process of this host")
+def test_a_broken_pipe_of_the_runtime_is_not_the_containers(runtime: Runtime, bundle: Bundle) -> None:
+    """As one of a hook that ends without reading its state: other signals are passed on, SIGPIPE is not."""
+    path = bundle("sh", "-c", "trap 'echo broken' PIPE; echo up; read line; echo $line")
+    command = [*COMMAND, "--root", str(runtime.root), "run", "-b", str(path), "t-pipe"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as run:
+        assert run.stdin is not None and run.stdout is not None
+        assert run.stdout.readline() == b"up\n"
+        run.send_signal(signal.SIGPIPE)
+        assert run.communicate(b"lives\n", timeout=20) == (b"lives\n", None)
+        assert run.returncode == 0
+
+
 @pytest.mark.parametrize(
     ("kind", "hook", "error"),
     [

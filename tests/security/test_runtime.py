@@ -1,7 +1,4 @@
-"""Attacks on the runtime, performed against the real program: the image and what runs in it are hostile.
-
-Each test names the published hole it replays. The host's decoys must be untouched, and a harmless twin must work.
-"""
+"""More of what a hostile image meets, beside the attacks of test_runtime_*.py, which have their twins on weakened builds."""
 
 from __future__ import annotations
 
@@ -70,17 +67,6 @@ def without_dev(config: dict[str, Any]) -> None:
     config["root"]["readonly"] = False
 
 
-@pytest.mark.parametrize("name", ["proc", "sys"])
-def test_cve_2019_19921_proc_or_sys_is_a_link(attack: Attack, name: str) -> None:
-    assert attack.run("cat", f"/{name}/secret").returncode == 1
-    attack.replace(name, attack.way_out)
-    done = attack.run("cat", f"/{name}/secret")
-    assert done.returncode == 1
-    assert f" on /{name}" in done.stderr and done.stderr.endswith(
-        "ELOOP (too many levels of symbolic links)\n"
-    )
-
-
 def test_cve_2021_30465_mount_target_is_a_link_to_the_host(attack: Attack) -> None:
     attack.replace("data", f"../../../../..{attack.way_out}")
     source = attack.decoy.with_name("source")
@@ -106,55 +92,6 @@ def test_cve_2024_45310_directories_are_made_inside(attack: Attack) -> None:
 
     done = attack.run("sh", "-c", "pwd -P; touch /srv/deep/er/x && echo made", change=change)
     assert done.stdout == f"{attack.way_out}/cwd\nmade\n", done.stderr
-
-
-def test_cve_2026_41579_devices_are_made_inside(attack: Attack) -> None:
-    attack.replace("dev", attack.way_out)
-    done = attack.run("sh", "-c", "ls -L /dev/null /dev/fd && echo x > /dev/null && echo fine", change=without_dev)
-    assert "fine" in done.stdout, done.stderr
-    assert (attack.rootfs / attack.way_out.lstrip("/") / "null").is_char_device()
-
-
-def test_cve_2025_31133_a_planted_null_does_not_mask(attack: Attack) -> None:
-    (attack.rootfs / "dev").mkdir(exist_ok=True)
-    attack.replace("dev/null", f"{attack.way_out}/secret")
-    (attack.rootfs / "etc/private").write_text("inner secret")
-
-    def change(config: dict[str, Any]) -> None:
-        without_dev(config)
-        config["linux"]["maskedPaths"] = ["/etc/private"]
-
-    done = attack.run("sh", "-c", "stat -c '%F %t:%T' /etc/private /dev/null; cat /etc/private", change=change)
-    assert done.stdout == "character special file 1:3\ncharacter special file 1:3\n", done.stderr
-
-
-def test_cve_2025_52565_console_is_a_link(attack: Attack, tmp_path: Path) -> None:
-    import pty
-
-    from tests.runtime_tools import COMMAND
-
-    attack.replace("dev/console", f"{attack.way_out}/secret")
-
-    def change(config: dict[str, Any]) -> None:
-        config["mounts"] = [m for m in config["mounts"] if m["destination"] not in ("/dev", "/dev/shm", "/dev/mqueue")]
-        config["root"]["readonly"] = False
-        config["process"]["terminal"] = True
-
-    write_bundle(attack.bundle, attack.rootfs, "sh", "-c", "echo ran", change=change)
-    pid, fd = pty.fork()
-    if pid == 0:
-        os.execv(COMMAND[0], [*COMMAND, "--root", str(attack.runtime.root), "run", "-b", str(attack.bundle), "evil"])
-    seen = ""
-    while True:
-        try:
-            data = os.read(fd, 4096)
-        except OSError:
-            break
-        seen += data.decode()
-    os.close(fd)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 1
-    assert "ELOOP (too many levels of symbolic links)" in seen
-    assert "ran" not in seen
 
 
 def test_ptmx_that_is_no_multiplexer_is_refused(attack: Attack) -> None:
@@ -185,55 +122,6 @@ def test_ptmx_that_is_no_multiplexer_is_refused(attack: Attack) -> None:
     os.waitpid(pid, 0)
     assert b"/dev/pts/ptmx is not a pseudo-terminal multiplexer: ENODEV" in seen
     assert (attack.rootfs / "dev/pts/ptmx").read_text() == "planted"
-
-
-@pytest.mark.parametrize("fd", range(3, 12))
-def test_cve_2024_21626_working_directory_on_the_host(attack: Attack, fd: int) -> None:
-    handed = os.open("/", os.O_RDONLY | os.O_DIRECTORY)
-    done = attack.run(
-        "sh", "-c", f"pwd; ls {attack.way_out}; ls ../../../../..{attack.way_out}",
-        change=lambda c: c["process"].update(cwd=f"/proc/self/fd/{fd}"), pass_fds=[handed],
-    )  # fmt: skip
-    os.close(handed)
-    # What init itself holds open is at most the container's own root.
-    assert "secret" not in done.stdout
-    assert done.stdout in ("", "/\n")
-    assert done.returncode == 1
-
-
-def test_cve_2024_21626_exec(attack: Attack) -> None:
-    write_bundle(attack.bundle, attack.rootfs, "sleep", "60")
-    attack.runtime("create", "-b", attack.bundle, "evil", check=True)
-    attack.runtime("start", "evil", check=True)
-    assert attack.runtime("exec", "--cwd", "/tmp", "evil", "pwd").stdout == "/tmp\n"
-    for fd in range(3, 12):
-        done = attack.runtime("exec", "--cwd", f"/proc/self/fd/{fd}", "evil", "pwd")
-        assert done.stdout in ("", "/\n"), "at most the container's own root is open there"
-        assert done.stdout or f"cannot change directory to /proc/self/fd/{fd}: " in done.stderr
-
-
-STEAL = """
-exec 9< /proc/1/exe || echo cannot open
-( i=0
-  while [ $i -lt 200 ]; do
-    echo overwritten 2>&- > /proc/self/fd/9 && echo written && break
-    i=$((i+1)); sleep 0.01
-  done > /dev/shm/result 2>&1; echo done >> /dev/shm/result ) < /dev/null &
-exit 0
-"""
-
-
-def test_cve_2019_5736_the_runtimes_program_cannot_be_overwritten(attack: Attack) -> None:
-    """A hook inside the container, with every capability, takes hold of pid 1's program while that is still init."""
-    (attack.rootfs / "steal").write_text(STEAL)
-
-    def change(config: dict[str, Any]) -> None:
-        config["hooks"] = {"startContainer": [{"path": "/bin/sh", "args": ["sh", "/steal"], "env": ["PATH=/bin"]}]}
-
-    done = attack.run("sh", "-c", "sleep 3; readlink /proc/1/exe; cat /dev/shm/result", change=change)
-    assert done.stdout.splitlines()[1:] == ["done"], done.stdout + done.stderr
-    harmless = attack.runtime("run", "-b", write_bundle(attack.bundle, attack.rootfs, "echo", "again"), "evil")
-    assert harmless.stdout == "again\n"
 
 
 def test_cve_2019_5736_reexecuted_init_obeys_nobody(attack: Attack) -> None:
@@ -272,78 +160,6 @@ def test_cve_2016_9962_the_waiting_process_keeps_its_descriptors_to_itself(attac
     assert twin.stdout.startswith("/bin/busybox"), "the program itself may be looked at"
 
 
-def test_cve_2022_29162_nothing_is_inheritable(attack: Attack) -> None:
-    write_bundle(attack.bundle, attack.rootfs, "sleep", "60")
-    attack.runtime("create", "-b", attack.bundle, "evil", check=True)
-    attack.runtime("start", "evil", check=True)
-    pid = attack.runtime.state("evil")["pid"]
-    assert "CapInh:\t0000000000000000" in Path(f"/proc/{pid}/status").read_text()
-    assert "CapInh:\t0000000000000000" in attack.runtime("exec", "evil", "cat", "/proc/self/status").stdout
-
-
-def test_cve_2022_36109_supplementary_groups_are_exact(attack: Attack) -> None:
-    done = attack.run(
-        "id", "-G", change=lambda c: c["process"].update(user={"uid": 5, "gid": 6, "additionalGids": [9]})
-    )
-    assert done.stdout == "6 9\n"
-    done = attack.run("id", "-G", change=lambda c: c["process"].update(user={"uid": 0, "gid": 0}))
-    assert done.stdout == "0\n"
-
-
-@pytest.mark.parametrize("uid", [1 << 32, (1 << 32) - 1, 1 << 63])
-def test_cve_2024_40635_ids_do_not_wrap(attack: Attack, uid: int) -> None:
-    done = attack.run("id", "-u", change=lambda c: c["process"].update(user={"uid": uid, "gid": 0}))
-    assert done.stderr == f"pycontain-runtime: $.process.user.uid: found {uid}, wanted at most 4294967294\n"
-
-
-def test_crun_cve_2026_30892_exec_as_a_user(attack: Attack) -> None:
-    write_bundle(attack.bundle, attack.rootfs, "sleep", "60")
-    attack.runtime("create", "-b", attack.bundle, "evil", check=True)
-    attack.runtime("start", "evil", check=True)
-    assert attack.runtime("exec", "-u", "1", "evil", "id", "-u").stdout == "1\n"
-    assert attack.runtime("exec", "-u", "1:2", "evil", "sh", "-c", "id -u; id -g").stdout == "1\n2\n"
-    for bad in ("1:", ":1", "1:2:3", "-1", "0x1", " 1", "4294967296", ""):
-        done = attack.runtime("exec", "-u", bad, "evil", "id")
-        assert (done.returncode, done.stdout) == (1, ""), bad
-        assert done.stderr.startswith("pycontain-runtime: "), bad
-
-
-def test_ghsa_g54h_devices_are_denied_unless_allowed(attack: Attack) -> None:
-    def change(config: dict[str, Any]) -> None:
-        del config["linux"]["resources"]["devices"]
-        config["root"]["readonly"] = False
-        for kind in ("bounding", "effective", "permitted"):
-            config["process"]["capabilities"][kind].append("CAP_MKNOD")
-
-    script = "mknod /mem c 1 1 && mknod /zero c 1 5 && head -c 1 /zero | wc -c; head -c 1 /mem"
-    done = attack.run("sh", "-c", script, change=change)
-    assert done.stdout == "1\n"
-    assert "/mem: Operation not permitted" in done.stderr
-
-
-def test_cve_2025_52881_sysctls_go_to_the_kernel_and_nowhere_else(attack: Attack) -> None:
-    """A volume over /proc/sys takes what is written by path; the private procfs does not look there."""
-    fake = attack.decoy.with_name("fake")
-    (fake / "net/ipv4").mkdir(parents=True)
-    (fake / "net/ipv4/ip_forward").write_text("untouched")
-
-    def change(config: dict[str, Any]) -> None:
-        config["mounts"].append({"destination": "/proc/sys", "source": str(fake), "options": ["rbind"]})
-        config["linux"]["sysctl"] = {"net.ipv4.ip_forward": "1"}
-        config["linux"]["readonlyPaths"] = []
-
-    script = "cat /proc/sys/net/ipv4/ip_forward; umount /proc/sys; cat /proc/sys/net/ipv4/ip_forward"
-
-    def with_mount_rights(config: dict[str, Any]) -> None:
-        change(config)
-        for kind in ("bounding", "effective", "permitted"):
-            config["process"]["capabilities"][kind].append("CAP_SYS_ADMIN")
-
-    done = attack.run("sh", "-c", script, change=with_mount_rights)
-    assert done.stdout == "untouched1\n", done.stderr
-    assert (fake / "net/ipv4/ip_forward").read_text() == "untouched"
-
-
 def test_cve_2021_43784_a_plan_that_lies_about_its_lengths(tmp_path: Path) -> None:
     from pycontain.runtime.namespaces import INIT
     from pycontain.runtime.plan.ops import encode
@@ -357,7 +173,9 @@ def test_cve_2021_43784_a_plan_that_lies_about_its_lengths(tmp_path: Path) -> No
             (tmp_path / "plan").write_bytes(bad)
             with open(tmp_path / "plan") as plan, open(tmp_path / "channel", "wb") as channel:
                 command = f"exec 5<&{plan.fileno()} 6>&{channel.fileno()}; exec unshare -u {INIT} 5 2"
-                subprocess.run(["bash", "-c", command], pass_fds=[plan.fileno(), channel.fileno()], timeout=10)
+                done = subprocess.run(["bash", "-c", command], pass_fds=[plan.fileno(), channel.fileno()], timeout=10)
+            # The name is another, or nothing was done; no signal, which the shell would add 128 for.
+            assert done.returncode in (0, 125), (at, value)
 
 
 def test_state_is_for_root_alone(attack: Attack) -> None:

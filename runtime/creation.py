@@ -1,4 +1,4 @@
-"""create, and what belongs to it: start of what this process created, wait, delete. Spec → Plan → executor → State.
+"""create, and what belongs to it: start of what this process created, wait. Spec → Plan → executor → State.
 
 The start path: what ``pycontain-runtime run`` does not need is in ``lifecycle``. Whatever is made is made in an order
 that ``delete --force`` can undo after a kill -9 at any line: the state directory first, with the cgroup's name in it;
@@ -11,6 +11,7 @@ import _socket
 import posix as os
 
 from pycontain.runtime import namespaces, spec
+from pycontain.runtime.control import cgroup_of, started
 from pycontain.runtime.errors import KernelError, NotFound, PycontainError, SpecError
 from pycontain.runtime.jsontext import dump, parse
 from pycontain.runtime.kernel.cgroup import absolute, hierarchies, open_cgroup
@@ -56,15 +57,6 @@ class Running:
 def cgroup_path(config: dict[str, Any], id: str) -> str:
     """Where the container's cgroup is: ``$.linux.cgroupsPath``, or ``/pycontain/<id>``."""
     return absolute((config.get("linux") or {}).get("cgroupsPath") or f"/pycontain/{id}")
-
-
-def cgroup_of(container: Container) -> Cgroup:
-    """The cgroup of a container that is on record."""
-    if "rootless" in container.fields:
-        from pycontain.runtime import rootless
-
-        return rootless.cgroup_of(container)
-    return open_cgroup(container.fields["cgroup"])
 
 
 # What every container may do with devices besides $.linux.resources.devices: make nodes (a node alone opens
@@ -359,75 +351,32 @@ def _now() -> str:
     return f"{t[0]:04}-{t[1]:02}-{t[2]:02}T{t[3]:02}:{t[4]:02}:{t[5]:02}.{now % 1_000_000_000:09}Z"
 
 
-def started(container: Container, process: Process) -> None:
-    """The second half of create: the program runs, poststart hooks, state "running"."""
-    try:
-        process.start(dump(container.oci("created")).encode())
-        container.transition("start")  # on record while execve is under way; a process that fails is "stopped" anyway
-        process.running(container)
-    finally:
-        process.close()
-    try:
-        os.unlink(f"{container.directory}/control.sock")
-    except FileNotFoundError:
-        pass
-    hooks = container.fields["poststart"]
-    if hooks:
-        from pycontain.runtime import hooks as _hooks
-
-        try:
-            _hooks.run_all(hooks, "poststart", container.oci("running"))
-        except PycontainError:
-            # runtime.md, "Lifecycle" 9: a poststart hook that fails ends the container.
-            cgroup_of(container).kill_all()
-            raise
-
-
 def _own_pids(config: dict[str, Any]) -> bool:
     namespaces_ = (config.get("linux") or {}).get("namespaces") or []
     return any(n["type"] == "pid" and not n.get("path") for n in namespaces_)
 
 
-def delete(id: str, *, root: str, force: bool = False) -> None:
-    """Remove what is left: processes (``force``, or not yet started), cgroup, state. Raises Conflict, NotFound."""
+def config_of(container: Container) -> dict[str, Any]:
+    """The specification as it was at create; {} where a crash left none."""
+    path = f"{container.directory}/config.json"
     try:
-        container = Container.open(root, id)
+        config: dict[str, Any] = parse(read_bounded(path), path)
     except NotFound:
-        if force:
-            return
-        raise
-    with container:
-        status = container.status
-        if not force and status != "creating":
-            container.require("delete")
-        if container.fields.get("cgroup") is not None:
-            cgroup = cgroup_of(container)
-            # pid_namespaces(7): the end of its first process is the end of all in a pid namespace.
-            if not (status == "stopped" and container.fields.get("own_pids")):
-                cgroup.kill_all()
-            cgroup.remove()
-        _wait_gone(container)
-        state = container.oci("stopped")
-        container.remove()
-        if container.fields.get("poststop"):
-            _poststop(container.fields["poststop"], state)
+        return {}
+    return config
 
 
-def _poststop(hooks: list[dict[str, Any]], state: dict[str, Any]) -> None:
-    """runtime.md, "Lifecycle" 13: a poststop hook that fails is worth a warning, and the others still run."""
-    from pycontain.runtime import hooks as _hooks
+def plan_again(container: Container) -> Plan:
+    """The plan as create made it, for the words of a failure: the operations' numbers, counted from the end."""
+    if "machine" in container.fields:
+        from pycontain.runtime.vm.machine import kept_plan
 
-    for i, hook in enumerate(hooks):
-        try:
-            _hooks.run(hook, f"$.hooks.poststop[{i}]", state)
-        except PycontainError as error:
-            os.write(2, f"warning: {error.message}\n".encode())
-
-
-def _wait_gone(container: Container) -> None:
-    """A killed pid 1 lingers until its namespace is empty; bounded, and none of our business after that."""
-    from time import monotonic, sleep
-
-    deadline = monotonic() + 5
-    while container.alive() and monotonic() < deadline:
-        sleep(0.001)
+        return kept_plan(container)
+    config = config_of(container)
+    cgroup = cgroup_of(container)
+    rootfs = {"kind": "directory", "path": "/"}
+    facts = container.fields.get("rootless")
+    p = plan_for(cgroup, config, complete_resources(config), probe(), rootfs, listen=True, keyring="", facts=facts)
+    more = container.fields["operations"] - len(p.ops)  # a network has more operations than the loopback alone
+    p.ops = [("sync",)] * more + p.ops[max(0, -more) :]
+    return p

@@ -1,31 +1,33 @@
-"""The verbs on containers: create and delete of ``creation``, and everything for a container that exists already."""
+"""The verbs on containers: those of ``creation`` and ``control``, and all that look into one that exists."""
 
 from __future__ import annotations
 
-import _socket
 import posix as os
 
 from pycontain.runtime import namespaces, spec
+from pycontain.runtime.control import cgroup_of
+from pycontain.runtime.control import delete as delete
+from pycontain.runtime.control import kill as kill
+from pycontain.runtime.control import pause as pause
+from pycontain.runtime.control import resume as resume
+from pycontain.runtime.control import start as start
 from pycontain.runtime.creation import (
     Running,
-    cgroup_of,
     cgroup_path,
     complete_resources,
+    config_of,
     join_fds,
     joining,
     plan_for,
-    started,
     write_pid_file,
 )
 from pycontain.runtime.creation import create as create
-from pycontain.runtime.creation import delete as delete
 from pycontain.runtime.creation import read_config as read_config
-from pycontain.runtime.errors import Conflict, KernelError, NotFound, PycontainError
-from pycontain.runtime.jsontext import dump, parse
+from pycontain.runtime.errors import Conflict, KernelError, PycontainError
+from pycontain.runtime.jsontext import dump
 from pycontain.runtime.kernel.cgroup import number, open_cgroup
 from pycontain.runtime.kernel.host import probe
-from pycontain.runtime.plan.plan import Plan, exec_plan, read_plan
-from pycontain.runtime.spec import read_bounded
+from pycontain.runtime.plan.plan import exec_plan, read_plan
 from pycontain.runtime.state import Container
 
 TYPE_CHECKING = False
@@ -34,8 +36,6 @@ if TYPE_CHECKING:
 
     from pycontain.runtime.namespaces import Launcher
 
-GUEST_KILL = 64  # SIGRTMAX to a machine's stand-in: SIGKILL to the process in the guest, as init/stand_in.h has it
-_GUEST_KILL_MS = 2000
 _COPY_SECONDS = 0.1
 _OF_A_PROCESS = ("seccomp", "personality", "memoryPolicy")  # of $.linux: what an exec's process has too
 _NS_FILES = (
@@ -50,111 +50,10 @@ _NS_FILES = (
 )
 
 
-def _config(container: Container) -> dict[str, Any]:
-    """The specification as it was at create; {} where a crash left none."""
-    path = f"{container.directory}/config.json"
-    try:
-        config: dict[str, Any] = parse(read_bounded(path), path)
-    except NotFound:
-        return {}
-    return config
-
-
-def start(id: str, *, root: str) -> None:
-    """Let a created container's program run. Raises Conflict, NotFound; KernelError with exit_code 126 or 127."""
-    with Container.open(root, id) as container:
-        container.require("start")
-        directory = os.open(container.directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        client = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)
-        try:
-            client.connect(f"/proc/self/fd/{directory}/control.sock")
-        except OSError as error:
-            # It took a start before, and whoever sent that was killed before the state was written.
-            container.transition("start")
-            raise Conflict(f"cannot start container {id}: it was started before ({error.strerror})") from None
-        finally:
-            os.close(directory)
-        process = namespaces.Process(lambda: _plan_again(container), 0, client.detach())
-        if "machine" in container.fields:
-            from pycontain.runtime.vm.port import START_SECONDS
-
-            process.takes(lambda: _plan_again(container), START_SECONDS)
-        started(container, process)
-
-
-def _plan_again(container: Container) -> Plan:
-    """The plan as create made it, for the words of a failure: the operations' numbers, counted from the end."""
-    if "machine" in container.fields:
-        from pycontain.runtime.vm.machine import kept_plan
-
-        return kept_plan(container)
-    config = _config(container)
-    cgroup = cgroup_of(container)
-    rootfs = {"kind": "directory", "path": "/"}
-    facts = container.fields.get("rootless")
-    p = plan_for(cgroup, config, complete_resources(config), probe(), rootfs, listen=True, keyring="", facts=facts)
-    more = container.fields["operations"] - len(p.ops)  # a network has more operations than the loopback alone
-    p.ops = [("sync",)] * more + p.ops[max(0, -more) :]
-    return p
-
-
 def state(id: str, *, root: str) -> dict[str, Any]:
     """The OCI state object (runtime.md, "State")."""
     with Container.open(root, id) as container:
         return container.oci()
-
-
-def kill(id: str, signal: int, *, root: str, all: bool = False) -> None:
-    """Send ``signal`` to the container's first process (by pidfd), or to every process of it."""
-    with Container.open(root, id) as container:
-        if all and container.status == "stopped":
-            pass
-        else:
-            container.require("kill")
-        if all or (signal == 9 and not container.fields["own_pids"]):
-            cgroup = cgroup_of(container)
-            if signal == 9:
-                cgroup.kill_all()
-            else:
-                for pid in cgroup.pids():
-                    _signal(pid, signal)
-        elif signal == 9 and "machine" in container.fields and container.status == "running":
-            _kill_guest(container)
-        else:
-            _signal(container.pid, signal)
-
-
-def _kill_guest(container: Container) -> None:
-    """Let the guest kill the process, so that its disks are written; kill the machine where it does not soon."""
-    from select import poll
-
-    _signal(container.pid, GUEST_KILL)
-    try:
-        fd = os.pidfd_open(container.pid)
-    except ProcessLookupError:
-        return
-    try:
-        end = poll()
-        end.register(fd)
-        if not end.poll(_GUEST_KILL_MS):
-            _signal(container.pid, 9)
-    finally:
-        os.close(fd)
-
-
-def _signal(pid: int, signal: int) -> None:
-    from _signal import pidfd_send_signal
-
-    try:
-        fd = os.pidfd_open(pid)
-        try:
-            pidfd_send_signal(fd, signal)
-        finally:
-            os.close(fd)
-    except ProcessLookupError:
-        raise Conflict(f"cannot send signal {signal} to process {pid}: no such process") from None
-    except OSError as error:
-        raise KernelError(f"cannot send signal {signal} to process {pid}", error.errno or 0) from None
 
 
 def exec(
@@ -172,7 +71,7 @@ def exec(
     spec.check_process(process, "$", shape=True)
     with Container.open(root, id) as container:
         container.require("exec")
-        config = _config(container)
+        config = config_of(container)
         cgroup = cgroup_of(container)
         linux = {key: value for key, value in (config.get("linux") or {}).items() if key in _OF_A_PROCESS}
         guest = None
@@ -233,22 +132,6 @@ def _namespaces(id: str, pid: int) -> list[tuple[str, str]]:
         except OSError as error:
             raise KernelError(f"cannot exec in container {id}: cannot look at {path}", error.errno or 0) from None
     return join
-
-
-def pause(id: str, *, root: str) -> None:
-    """Freeze every process of the container."""
-    with Container.open(root, id) as container:
-        container.require("pause")
-        cgroup_of(container).freeze(True)
-        container.transition("pause")
-
-
-def resume(id: str, *, root: str) -> None:
-    """Let a paused container go on."""
-    with Container.open(root, id) as container:
-        container.require("resume")
-        cgroup_of(container).freeze(False)
-        container.transition("resume")
 
 
 def ps(id: str, *, root: str) -> list[int]:

@@ -241,7 +241,7 @@ def console_of(options: dict[str, Any]) -> int | None:
 
 
 def _run(root: str, options: dict[str, Any], words: list[str]) -> int:
-    from pycontain.runtime import creation
+    from pycontain.runtime import control, creation
     from pycontain.runtime.state import check_id
 
     id, bundle = check_id(words[0]), options.get("bundle", ".")
@@ -269,11 +269,11 @@ def _run(root: str, options: dict[str, Any], words: list[str]) -> int:
             return 0
         status = foreground(running, ours, signals)
     except BaseException:
-        creation.delete(id, root=root, force=True)
+        control.delete(id, root=root, force=True)
         os.waitpid(running.pid, 0)
         raise
     if not options.get("keep"):
-        creation.delete(id, root=root)
+        control.delete(id, root=root)
     return status
 
 

@@ -32,7 +32,8 @@ MODULES = (
     "pycontain.runtime.jsontext", "pycontain.runtime.kernel", "pycontain.runtime.paths",
     "pycontain.runtime.kernel.cgroup", "pycontain.runtime.kernel.host", "pycontain.runtime.plan.mounts",
     "pycontain.runtime.plan.identity", "pycontain.runtime.plan.plan", "pycontain.runtime.state",
-    "pycontain.runtime.creation", "pycontain.runtime.kernel.cgroup_v1", "pycontain.runtime.kernel.cgroup_v2",
+    "pycontain.runtime.control", "pycontain.runtime.creation",
+    "pycontain.runtime.kernel.cgroup_v1", "pycontain.runtime.kernel.cgroup_v2",
 )  # fmt: skip
 # Only one of these is wanted on any host, and that is found out later.
 _LATER = MODULES[-2:]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import posix as os
 
 from pycontain.runtime import spec
-from pycontain.runtime.creation import cgroup_of
+from pycontain.runtime.control import cgroup_of
 from pycontain.runtime.errors import PycontainError, SpecError, Unsupported
 from pycontain.runtime.jsontext import dump, parse
 from pycontain.runtime.kernel.cgroup import RESOURCES, read, write

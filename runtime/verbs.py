@@ -95,9 +95,9 @@ def usage(name: str | None = None) -> int:
 
 
 def _start(root: str, options: dict[str, Any], words: list[str]) -> int:
-    from pycontain.runtime import lifecycle
+    from pycontain.runtime import control
 
-    lifecycle.start(words[0], root=root)
+    control.start(words[0], root=root)
     return 0
 
 
@@ -119,7 +119,7 @@ def _state(root: str, options: dict[str, Any], words: list[str]) -> int:
 
 
 def _kill(root: str, options: dict[str, Any], words: list[str]) -> int:
-    from pycontain.runtime import lifecycle
+    from pycontain.runtime import control
     from pycontain.runtime.plan.identity import parse_signal
 
     if len(words) > 2:
@@ -127,14 +127,14 @@ def _kill(root: str, options: dict[str, Any], words: list[str]) -> int:
             f"kill takes ID [SIGNAL]: found {len(words)} arguments", hint="pycontain-runtime kill --help"
         )
     number = parse_signal(words[1] if len(words) > 1 else "SIGTERM")
-    lifecycle.kill(words[0], number, root=root, all=options.get("all", False))
+    control.kill(words[0], number, root=root, all=options.get("all", False))
     return 0
 
 
 def _delete(root: str, options: dict[str, Any], words: list[str]) -> int:
-    from pycontain.runtime import lifecycle
+    from pycontain.runtime import control
 
-    lifecycle.delete(words[0], root=root, force=options.get("force", False))
+    control.delete(words[0], root=root, force=options.get("force", False))
     return 0
 
 
@@ -304,16 +304,16 @@ def _ps_guest(root: str, form: str, words: list[str]) -> int:
 
 
 def _pause(root: str, options: dict[str, Any], words: list[str]) -> int:
-    from pycontain.runtime import lifecycle
+    from pycontain.runtime import control
 
-    lifecycle.pause(words[0], root=root)
+    control.pause(words[0], root=root)
     return 0
 
 
 def _resume(root: str, options: dict[str, Any], words: list[str]) -> int:
-    from pycontain.runtime import lifecycle
+    from pycontain.runtime import control
 
-    lifecycle.resume(words[0], root=root)
+    control.resume(words[0], root=root)
     return 0
 
 

@@ -22,7 +22,7 @@ RUNTIME = (
     {"plan"},
     {"channel", "executor", "terminal", "idmaps", "rootless", "seccomp_agent"},
     {"namespaces", "vm"},
-    {"creation", "example"},
+    {"control", "creation", "example"},
     {"lifecycle", "update", "events"},
     {"main", "verbs"},
     {"start"},

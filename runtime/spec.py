@@ -151,6 +151,7 @@ SCHEMA: dict[str, Any] = {
     "windows": "any",
     "solaris": "any",
     "zos": "any",
+    "freebsd": "any",
 }
 _KINDS = {"str": "a string", "int": "an integer", "uint": "a non-negative integer", "bool": "true or false"}
 _UNSIGNED_MAX = (1 << 64) - 1

@@ -195,7 +195,7 @@ def _refuse_unbuilt(spec: Spec) -> None:
             raise Unsupported(f"$.{'.'.join(path)}: not built yet", hint="remove it from config.json")
     if (spec.get("linux") or {}).get("intelRdt") is not None:
         raise Unsupported("$.linux.intelRdt: groups of resctrl are not built yet", hint="remove it from config.json")
-    for key in ("windows", "solaris", "zos"):
+    for key in ("windows", "solaris", "zos", "freebsd"):
         if spec.get(key):
             raise Unsupported(f"$.{key}: this runtime makes Linux containers")
 

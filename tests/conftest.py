@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import hypothesis
 import pytest
 
 from tests import needs
+
+# How long an example takes says something about the machine, not about the code.
+hypothesis.settings.register_profile("pycontain", deadline=None)
+hypothesis.settings.load_profile("pycontain")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -29,6 +29,7 @@ TRANSITIONS = {
     "exec": (("running", "created"), None),
     "kill": (("created", "running", "paused"), None),
     "update": (("created", "running", "paused"), None),
+    "watch": (("created", "running", "paused"), None),
     "delete": (("stopped", "created"), None),
 }
 

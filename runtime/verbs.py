@@ -60,6 +60,11 @@ COMMANDS: dict[str, tuple[str, str, dict[str, tuple[str, str]]]] = {
     "ps": ("ID [PS OPTION...]", "list the processes of a container", dict(_FORMAT)),
     "pause": ("ID", "freeze a container", {}),
     "resume": ("ID", "let a paused container go on", {}),
+    "events": (
+        "ID",
+        "print statistics of a container every 5 seconds, and when its memory runs out",
+        {"--stats": ("stats", "bool"), "--interval": ("interval", "value")},
+    ),
     "update": (
         "ID",
         "change the limits of a container",
@@ -317,11 +322,31 @@ def _resume(root: str, options: dict[str, Any], words: list[str]) -> int:
     return 0
 
 
+def _events(root: str, options: dict[str, Any], words: list[str]) -> int:
+    from pycontain.runtime import events
+    from pycontain.runtime.jsontext import dump
+
+    def emit(event: dict[str, Any]) -> None:
+        print(dump(event), flush=True)
+
+    interval = events.seconds(options.get("interval", "5s"))
+    if options.get("stats"):
+        emit(events.statistics(words[0], root=root))
+        return 0
+    from _signal import SIG_DFL, SIGINT, signal
+
+    signal(SIGINT, SIG_DFL)  # the way to end it
+    events.watch(words[0], interval, emit, root=root)
+    return 0
+
+
 def _update(root: str, options: dict[str, Any], words: list[str]) -> int:
     from pycontain.runtime import update
 
-    path = options.pop("resources", None)
-    limits = {f"--{key.replace('_', '-')}": text for key, text in options.items()}
+    path = options.get("resources")
+    limits = {
+        name: options[key] for name, (key, _) in COMMANDS["update"][2].items() if key in options and key != "resources"
+    }
     if path and limits:
         raise PycontainError(f"update: --resources and {min(limits)} exclude each other")
     resources = update.read_resources(path) if path else update.resources_of(limits)

@@ -217,6 +217,10 @@ class Cgroup:
         """How many processes of this cgroup and those below it the kernel killed for want of memory."""
         raise NotImplementedError
 
+    def events(self) -> Any:
+        """The module of what ``events`` reads: ``statistics``, ``oom_fd`` and ``oom_seen``."""
+        raise NotImplementedError
+
     def device_program(self, resources: dict[str, Any]) -> bytes | None:
         """The eBPF program for ``resources.devices``, to be attached to the cgroup; None where files do it."""
         raise NotImplementedError

@@ -15,6 +15,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from pycontain.runtime.kernel.cgroup import Setting
+
 _NS_GET_PARENT = 0xB702  # ioctl_nsfs(2)
 _KILL_SECONDS = 10.0
 HINT = "let root give this user a cgroup2 directory (systemd: Delegate=yes), and name it in $.linux.cgroupsPath"
@@ -37,7 +39,7 @@ class NoCgroup(Cgroup):
     def create(self) -> None:
         """Nothing to make."""
 
-    def apply(self, resources: dict[str, Any]) -> None:
+    def settings(self, resources: dict[str, Any]) -> list[Setting]:
         """Raises Unsupported for the first limit among ``resources``; device rules need no enforcing here.
 
         Who is not the host's root cannot make device nodes (mknod(2)) and opens those only that the user may open.
@@ -46,6 +48,7 @@ class NoCgroup(Cgroup):
             path = None if section == "devices" else _first_asked(value, f"{RESOURCES}{section}")
             if path is not None:
                 raise Unsupported(f"{path}: there is no cgroup that this user may set it in", hint=HINT)
+        return []
 
     def join_fds(self) -> tuple[str, Any]:
         return "v1", []
@@ -57,6 +60,9 @@ class NoCgroup(Cgroup):
         raise Unsupported(f"cannot {'pause' if frozen else 'resume'} a container that has no cgroup", hint=HINT)
 
     def stats(self) -> dict[str, Any]:
+        raise Unsupported("cannot count what a container uses that has no cgroup", hint=HINT)
+
+    def events(self) -> Any:
         raise Unsupported("cannot count what a container uses that has no cgroup", hint=HINT)
 
     def oom_kills(self) -> int:

@@ -51,22 +51,26 @@ def throttles(block: dict[str, Any]) -> Iterator[tuple[str, str, str, int]]:
             yield field, f"blockIO.{field}[{i}]", device(entry), entry["rate"]
 
 
-def hugepages(limits: list[dict[str, Any]], directory: str, suffix: str) -> list[Setting]:
-    """A limit for each size, on what is used and, since Linux 5.7, on what is reserved.
-
-    ``suffix`` is what follows the size in the file's name. Raises SpecError for a size that the kernel does not have.
-    """
-    found: list[Setting] = []
+def hugepage_files(directory: str, suffix: str) -> dict[str, list[str]]:
+    """For each size of huge pages its files with ``suffix``: what is used and, since Linux 5.7, what is reserved."""
     files = [name for name in os.listdir(directory) if name.startswith("hugetlb.") and name.endswith(suffix)]
-    names = [name[8 : -len(suffix)] for name in files]
-    sizes = sorted(name for name in names if "." not in name)
+    sizes = sorted(name[8 : -len(suffix)] for name in files)
+    return {
+        size: [f"{directory}/hugetlb.{name}{suffix}" for name in (size, f"{size}.rsvd") if name in sizes]
+        for size in sizes
+        if "." not in size
+    }
+
+
+def hugepages(limits: list[dict[str, Any]], directory: str, suffix: str) -> list[Setting]:
+    """A limit for each size, in both of its files. Raises SpecError for a size that the kernel does not have."""
+    found: list[Setting] = []
+    files = hugepage_files(directory, suffix)
     for i, entry in enumerate(limits):
         where, size = f"hugepageLimits[{i}]", entry["pageSize"]
-        if size not in sizes:
-            raise SpecError(f"{RESOURCES}{where}.pageSize", f"found {size!r}, wanted one of {', '.join(sizes)}")
-        for name in (size, f"{size}.rsvd"):
-            if name in names:
-                found.append((f"{where}.limit", f"{directory}/hugetlb.{name}{suffix}", str(entry["limit"])))
+        if size not in files:
+            raise SpecError(f"{RESOURCES}{where}.pageSize", f"found {size!r}, wanted one of {', '.join(files)}")
+        found.extend((f"{where}.limit", file, str(entry["limit"])) for file in files[size])
     return found
 
 
@@ -83,3 +87,24 @@ def rdma(limits: dict[str, dict[str, int]], file: Callable[[str], str]) -> list[
             raise SpecError(RESOURCES + where, "not the name of a device")
         found.append((where, file(where), " ".join([name, *words])))
     return found
+
+
+def some(**fields: Any) -> dict[str, Any]:
+    """The fields that say something: what is nought, empty or unknown is left out, as runc leaves it out."""
+    return {name: value for name, value in fields.items() if value}
+
+
+def numbers(text: str) -> list[int]:
+    """``0-2,5`` as [0, 1, 2, 5]."""
+    found: list[int] = []
+    for part in text.strip().split(",") if text.strip() else ():
+        first, _, last = part.partition("-")
+        found += range(int(first), int(last or first) + 1)
+    return found
+
+
+def blkio_entry(key: str, value: int) -> dict[str, Any]:
+    """``8:0 Read`` and a count as an entry of the statistics of block IO."""
+    device, _, operation = key.partition(" ")
+    major, _, minor = device.partition(":")
+    return some(major=int(major), minor=int(minor), op=operation, value=value)

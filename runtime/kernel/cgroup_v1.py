@@ -199,6 +199,11 @@ class CgroupV1(Cgroup):
             return 0
         return sum(read_table(f"{level}/memory.oom_control").get("oom_kill", 0) for level in tree(directory))
 
+    def events(self) -> Any:
+        from pycontain.runtime.kernel import cgroup_v1_events
+
+        return cgroup_v1_events
+
     def stats(self) -> dict[str, Any]:
         result: dict[str, Any] = {"oom_kills": self.oom_kills()}
         at = self.by_controller

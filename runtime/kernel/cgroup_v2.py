@@ -197,6 +197,11 @@ class CgroupV2(Cgroup):
     def oom_kills(self) -> int:
         return read_table(f"{self.at}/memory.events").get("oom_kill", 0)
 
+    def events(self) -> Any:
+        from pycontain.runtime.kernel import cgroup_v2_events
+
+        return cgroup_v2_events
+
     def stats(self) -> dict[str, Any]:
         texts = {}
         for name in STATS:

@@ -116,9 +116,7 @@ _FIRST_USER_NAMESPACE = 0xEFFFFFFD  # its inode number, on every kernel that has
 
 def privileged() -> bool:
     """Whether we are the host's root: no other user, and not only root of a user namespace that somebody made."""
-    return os.geteuid() == 0 and (
-        os.stat("/proc/self/ns/user").st_ino == _FIRST_USER_NAMESPACE or not _in_userns()
-    )
+    return os.geteuid() == 0 and (os.stat("/proc/self/ns/user").st_ino == _FIRST_USER_NAMESPACE or not _in_userns())
 
 
 def parse_release(release: str) -> tuple[int, int]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from tests import machine_tools
 from tests.engine_tools import Host
+from tests.runtime_tools import make_rootfs
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -29,6 +31,12 @@ def executor(
     if name == "vm":
         monkeypatch.setenv("PYCONTAIN_VM_CONFIG", str(machine_tools.settings(tmp_path_factory.mktemp("vm"))))
     return name
+
+
+@pytest.fixture(scope="session")
+def rootfs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One root file system for all that write nothing into it: unpacking takes its time in the test machine."""
+    return make_rootfs(tmp_path_factory.mktemp("image") / "rootfs")
 
 
 @pytest.fixture(scope="module")

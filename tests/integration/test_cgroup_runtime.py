@@ -11,7 +11,7 @@ import pytest
 
 from pycontain.runtime.kernel import cgroup as kernel
 from tests.integration.cgroup_tools import cat, of_process, until
-from tests.runtime_tools import Runtime, left, make_rootfs, write_bundle
+from tests.runtime_tools import Runtime, left, write_bundle
 
 pytestmark = pytest.mark.needs("root")
 
@@ -21,11 +21,6 @@ LIMITS = {
     "cpu": {"quota": 50000, "period": 100000},
     "pids": {"limit": 20},
 }
-
-
-@pytest.fixture(scope="module")
-def rootfs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_rootfs(tmp_path_factory.mktemp("image") / "rootfs")
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import pytest
 
 from pycontain.runtime.kernel import cgroup as kernel
 from tests.integration.cgroup_tools import cat
-from tests.runtime_tools import Runtime, make_rootfs, write_bundle
+from tests.runtime_tools import Runtime, write_bundle
 
 pytestmark = pytest.mark.needs("root")
 
@@ -38,11 +38,6 @@ FILES: dict[str, tuple[str, str]] = {
     "weight": ("blkio.bfq.weight", "io.weight"),
 }
 WEIGHTS = {"100": "17", "200": "29", "1024": "100"}  # of shares, as runc's tests have them
-
-
-@pytest.fixture(scope="module")
-def rootfs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_rootfs(tmp_path_factory.mktemp("image") / "rootfs")
 
 
 @pytest.fixture

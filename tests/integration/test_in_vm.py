@@ -40,8 +40,8 @@ def test_cgroups_on_v2() -> None:
 
 
 def test_containers_on_v2() -> None:
-    chosen = "read_back or hierarchy or megabytes or 21st or devices or paused or enforced or one_limit"
-    files = ("test_cgroup_runtime.py", "test_cgroup_update.py")
+    chosen = "read_back or hierarchy or megabytes or 21st or devices or paused or enforced or one_limit or told or kernel_says"
+    files = ("test_cgroup_runtime.py", "test_cgroup_update.py", "test_cgroup_events.py")
     pytest_in_machine(*(f"tests/integration/{name}" for name in files), "-k", chosen)
 
 

@@ -8,7 +8,7 @@ from select import POLLIN, poll
 from time import monotonic
 
 from pycontain.runtime import lifecycle
-from pycontain.runtime.creation import cgroup_of
+from pycontain.runtime.control import cgroup_of
 from pycontain.runtime.errors import Conflict, KernelError, NotFound, PycontainError
 from pycontain.runtime.kernel.cgroup_rare import some
 from pycontain.runtime.state import Container

@@ -41,8 +41,10 @@ def test_cgroups_on_v2() -> None:
 
 def test_containers_on_v2() -> None:
     chosen = "read_back or hierarchy or megabytes or 21st or devices or paused or enforced or one_limit or told or kernel_says"
-    files = ("test_cgroup_runtime.py", "test_cgroup_update.py", "test_cgroup_events.py")
-    pytest_in_machine(*(f"tests/integration/{name}" for name in files), "-k", chosen)
+    names = ("test_cgroup_runtime.py", "test_cgroup_update.py", "test_cgroup_events.py")
+    # Here without its weakened twin, which is shown to work where cgroup2 is all that a host has mounted.
+    attack = "tests/security/test_runtime_rights.py::test_a_device_that_no_rule_names[GHSA-g54h-m393-cpwq-held]"
+    pytest_in_machine(*(f"tests/integration/{name}" for name in names), attack, "-k", f"{chosen} or no_rule_names")
 
 
 def test_the_main_job_on_v2() -> None:

@@ -72,7 +72,7 @@ class Build:
 
     def _python(self, flags: str, name: str, code: str) -> list[str]:
         head = f"import sys; sys.path.insert(0, {str(self.home)!r}); sys.argv[0] = {name!r}; "
-        return [sys.executable, flags, "-c", head + code]
+        return [os.path.realpath(sys.executable), flags, "-c", head + code]
 
 
 def make_image(path: Path) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,16 +18,20 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def build(tmp_path_factory: pytest.TempPathFactory) -> Callable[[tuple[Patch, ...]], Build]:
+def build() -> Iterator[Callable[[tuple[Patch, ...]], Build]]:
     """Each weakened build is made once a session."""
     made: dict[tuple[Patch, ...], Build] = {}
+    # Not below pytest's directories, which no user but root may pass.
+    home = Path(tempfile.mkdtemp(prefix="pycontain-builds-"))
+    home.chmod(0o755)
 
     def make(patches: tuple[Patch, ...]) -> Build:
         if patches not in made:
-            made[patches] = Build(tmp_path_factory.mktemp("build") / "tree", patches)
+            made[patches] = Build(home / str(len(made)), patches)
         return made[patches]
 
-    return make
+    yield make
+    shutil.rmtree(home)
 
 
 @pytest.fixture
@@ -34,7 +39,6 @@ def arena(image: Path, build: Callable[[tuple[Patch, ...]], Build]) -> Iterator[
     arenas: list[Arena] = []
 
     def make(patches: tuple[Patch, ...]) -> Arena:
-        # Not below pytest's directories, which a user namespace's root may not pass.
         path = Path(tempfile.mkdtemp(prefix="pycontain-attack-"))
         path.chmod(0o755)
         arenas.append(Arena(path, image, build(patches)))

@@ -13,10 +13,13 @@ from typing import Any
 
 import pytest
 
+from pycontain.runtime.example import rootless
+from tests.rootless_tools import LONER, Users
+from tests.runtime_tools import HIERARCHIES
 from tests.security.attacks import CGROUPS, SECRET, Arena, Patch, attack
 from tests.security.test_runtime_paths import bind
 
-pytestmark = pytest.mark.needs("root", "musl_gcc", "busybox")
+pytestmark = pytest.mark.needs("root", "musl_gcc", "busybox", "userns")
 
 
 def engine(arena: Arena, *args: str) -> subprocess.CompletedProcess[str]:
@@ -216,6 +219,41 @@ def test_cgroups_without_a_namespace(arena: Arena) -> str:
 def test_cgroups_without_a_namespace_where_all_is_cgroup2(arena: Arena) -> str:
     only_cgroup2(arena)
     return writes_to_cgroups(arena)
+
+
+@attack(
+    "CVE-2023-25809",
+    Patch("runtime/plan", "    if inside is not None and not _own_cgroups(p.ops):\n", "    if False:\n"),
+)
+def test_cgroups_of_a_user_through_sys(arena: Arena) -> str:
+    """Without root /sys is the host's, bound read-only: that does not reach the cgroups below it, here the user's own."""
+    unified = next(path for path in (HIERARCHIES / "unified", HIERARCHIES) if (path / "cgroup.procs").exists())
+    decoy = unified / CGROUPS / arena.id / "user"
+    decoy.mkdir(parents=True)
+    arena.state.mkdir()
+    subprocess.run(["chown", "-R", f"{LONER}:{LONER}", decoy, arena.state], check=True)
+    inside, users = arena.inside, Users()
+    arena.inside = [
+        "nsenter", f"--mount=/proc/{users.pid}/ns/mnt", "--",
+        "setpriv", f"--reuid={LONER}", f"--regid={LONER}", "--clear-groups", "--inh-caps=-all",
+    ]  # fmt: skip
+    script = f"cat {decoy}/cgroup.max.depth; echo 77 > {decoy}/cgroup.max.depth; mkdir {decoy}/evil; echo tried"
+
+    def change(config: dict[str, Any]) -> None:
+        config.update(json.loads(json.dumps(rootless(LONER, LONER))))
+        config["process"].update(terminal=False, args=["sh", "-c", script])
+        config["root"]["path"] = str(arena.rootfs)
+        config["mounts"] = [mount for mount in config["mounts"] if mount["destination"] != "/sys/fs/cgroup"]
+
+    try:
+        done = arena.run(change=change)
+        assert done.stdout == "max\ntried\n", done.stderr
+        return (decoy / "cgroup.max.depth").read_text().replace("max\n", "") + "".join(map(str, decoy.glob("evil")))
+    finally:
+        users.close()
+        arena.inside = inside
+        for path in (*decoy.glob("evil"), decoy, decoy.parent):
+            path.rmdir()
 
 
 @contextmanager

@@ -16,10 +16,9 @@ from pycontain.runtime.errors import KernelError, NotFound, PycontainError, Spec
 from pycontain.runtime.jsontext import dump, parse
 from pycontain.runtime.kernel.cgroup import absolute, hierarchies, open_cgroup
 from pycontain.runtime.kernel.host import privileged, probe
-from pycontain.runtime.paths import is_directory, real
+from pycontain.runtime.paths import is_directory, read_bounded, real
 from pycontain.runtime.plan.mounts import DEFAULT_DEVICES
 from pycontain.runtime.plan.plan import Plan, plan
-from pycontain.runtime.spec import read_bounded
 from pycontain.runtime.state import Container, check_id
 
 TYPE_CHECKING = False

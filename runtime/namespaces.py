@@ -12,8 +12,7 @@ from fcntl import F_ADD_SEALS, F_DUPFD_CLOEXEC, F_SEAL_GROW, F_SEAL_SEAL, F_SEAL
 
 from pycontain.runtime import channel
 from pycontain.runtime.errors import KernelError, NotFound, PycontainError, errno_text
-from pycontain.runtime.plan.ops import encode
-from pycontain.runtime.spec import read_bounded
+from pycontain.runtime.paths import read_bounded
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -232,6 +231,8 @@ def launch(
     launcher: Launcher | None = None,
 ) -> Process:
     """Start init with ``plan``. The descriptors given stay the caller's. Raises KernelError."""
+    from pycontain.runtime.plan.ops import encode  # not for those who start what another process created
+
     opened: list[int] = []
     theirs = -1
     try:

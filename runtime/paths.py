@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import posix
 
+from pycontain.runtime.errors import KernelError, NotFound, PycontainError
+
+MAX_BYTES = 8 << 20
+
 
 def exists(path: str) -> bool:
     try:
@@ -45,3 +49,25 @@ def make_directories(path: str, mode: int) -> None:
     except FileNotFoundError:
         make_directories(directory_of(path), mode)
         make_directories(path, mode)
+
+
+def read_bounded(path: str, limit: int = MAX_BYTES) -> bytes:
+    """A whole regular file of at most ``limit`` bytes. Raises NotFound, KernelError or PycontainError."""
+    try:
+        fd = posix.open(path, posix.O_RDONLY | posix.O_CLOEXEC | posix.O_NONBLOCK)
+    except FileNotFoundError:
+        raise NotFound(f"cannot read {path}: it does not exist") from None
+    except OSError as error:
+        raise KernelError(f"cannot read {path}", error.errno or 0) from None
+    try:
+        data = b""
+        # A buffer of the limit's size would be a mapping of its own, with a huge page to be cleared.
+        while part := posix.read(fd, min(limit + 1 - len(data), 65536)):
+            data += part
+    except OSError as error:
+        raise KernelError(f"cannot read {path}", error.errno or 0) from None
+    finally:
+        posix.close(fd)
+    if len(data) > limit:
+        raise PycontainError(f"cannot read {path}: found more than {limit} bytes")
+    return data

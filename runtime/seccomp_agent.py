@@ -7,7 +7,7 @@ import posix as os
 
 from pycontain.runtime.errors import KernelError, PycontainError
 from pycontain.runtime.jsontext import dump, parse
-from pycontain.runtime.spec import read_bounded
+from pycontain.runtime.paths import read_bounded
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

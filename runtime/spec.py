@@ -7,17 +7,13 @@ refused by the plan, by name.
 
 from __future__ import annotations
 
-import posix as os
-
-from pycontain.runtime.errors import KernelError, NotFound, PycontainError, SpecError
+from pycontain.runtime.errors import SpecError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
     Spec = dict[str, Any]
-
-MAX_BYTES = 8 << 20
 
 # "str", "int", "uint", "bool"; "!" required; [x] a list; {"*": x} a map; "any" is not looked into.
 _IDMAP = {"containerID": "uint!", "hostID": "uint!", "size": "uint!"}
@@ -155,27 +151,6 @@ SCHEMA: dict[str, Any] = {
 }
 _KINDS = {"str": "a string", "int": "an integer", "uint": "a non-negative integer", "bool": "true or false"}
 _UNSIGNED_MAX = (1 << 64) - 1
-
-
-def read_bounded(path: str, limit: int = MAX_BYTES) -> bytes:
-    """A whole regular file of at most ``limit`` bytes. Raises NotFound, KernelError or PycontainError."""
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except FileNotFoundError:
-        raise NotFound(f"cannot read {path}: it does not exist") from None
-    except OSError as error:
-        raise KernelError(f"cannot read {path}", error.errno or 0) from None
-    try:
-        data = b""
-        while part := os.read(fd, limit + 1 - len(data)):
-            data += part
-    except OSError as error:
-        raise KernelError(f"cannot read {path}", error.errno or 0) from None
-    finally:
-        os.close(fd)
-    if len(data) > limit:
-        raise PycontainError(f"cannot read {path}: found more than {limit} bytes")
-    return data
 
 
 def check(value: Any) -> Spec:

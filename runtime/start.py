@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 # What ``pycontain-runtime run`` imports, each after what it needs; a test holds this list against what it really does.
 MODULES = (
     "pycontain", "pycontain.runtime", "pycontain.runtime.errors", "pycontain.runtime.main", "pycontain.runtime.channel",
-    "pycontain.runtime.plan", "pycontain.runtime.plan.ops", "pycontain.runtime.spec", "pycontain.runtime.namespaces",
-    "pycontain.runtime.jsontext", "pycontain.runtime.kernel", "pycontain.runtime.paths",
+    "pycontain.runtime.paths", "pycontain.runtime.namespaces", "pycontain.runtime.spec", "pycontain.runtime.plan",
+    "pycontain.runtime.plan.ops", "pycontain.runtime.jsontext", "pycontain.runtime.kernel",
     "pycontain.runtime.kernel.cgroup", "pycontain.runtime.kernel.host", "pycontain.runtime.plan.mounts",
     "pycontain.runtime.plan.identity", "pycontain.runtime.plan.plan", "pycontain.runtime.state",
     "pycontain.runtime.control", "pycontain.runtime.creation",

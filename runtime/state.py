@@ -11,8 +11,7 @@ from fcntl import LOCK_EX, LOCK_NB, flock
 
 from pycontain.runtime.errors import Conflict, KernelError, NotFound, PycontainError
 from pycontain.runtime.jsontext import dump, parse
-from pycontain.runtime.paths import make_directories
-from pycontain.runtime.spec import read_bounded
+from pycontain.runtime.paths import make_directories, read_bounded
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

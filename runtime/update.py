@@ -9,7 +9,7 @@ from pycontain.runtime.control import cgroup_of
 from pycontain.runtime.errors import PycontainError, SpecError, Unsupported
 from pycontain.runtime.jsontext import dump, parse
 from pycontain.runtime.kernel.cgroup import RESOURCES, read, write
-from pycontain.runtime.spec import read_bounded
+from pycontain.runtime.paths import MAX_BYTES, read_bounded
 from pycontain.runtime.state import Container
 
 TYPE_CHECKING = False
@@ -91,8 +91,8 @@ def read_resources(path: str) -> dict[str, Any]:
         data = b""
         while part := os.read(0, 65536):
             data += part
-            if len(data) > spec.MAX_BYTES:
-                raise PycontainError(f"cannot read standard input: found more than {spec.MAX_BYTES} bytes")
+            if len(data) > MAX_BYTES:
+                raise PycontainError(f"cannot read standard input: found more than {MAX_BYTES} bytes")
         return spec.check_resources(parse(data, "standard input"))
     return spec.check_resources(parse(read_bounded(path), path))
 

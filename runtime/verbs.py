@@ -172,8 +172,8 @@ def _exec(root: str, options: dict[str, Any], words: list[str]) -> int:
 
 def _exec_process(root: str, options: dict[str, Any], words: list[str]) -> dict[str, Any]:
     from pycontain.runtime.jsontext import parse as parse_json
+    from pycontain.runtime.paths import read_bounded
     from pycontain.runtime.plan.identity import parse_cap, parse_user
-    from pycontain.runtime.spec import read_bounded
     from pycontain.runtime.state import Container
 
     if "process" in options:

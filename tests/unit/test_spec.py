@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pycontain.runtime import jsontext, lifecycle, spec
+from pycontain.runtime import jsontext, lifecycle, paths, spec
 from pycontain.runtime.errors import NotFound, PycontainError, SpecError
 from pycontain.runtime.example import EXAMPLE
 
@@ -147,6 +147,6 @@ def test_a_bundle_that_is_not_there(tmp_path: Path) -> None:
 def test_reads_are_bounded(tmp_path: Path) -> None:
     (tmp_path / "big").write_bytes(b"x" * 101)
     with pytest.raises(PycontainError, match="found more than 100 bytes$"):
-        spec.read_bounded(str(tmp_path / "big"), 100)
+        paths.read_bounded(str(tmp_path / "big"), 100)
     os.mkfifo(tmp_path / "fifo")
-    assert spec.read_bounded(str(tmp_path / "fifo"), 100) == b""
+    assert paths.read_bounded(str(tmp_path / "fifo"), 100) == b""

@@ -14,9 +14,10 @@ from typing import Any
 from pycontain.runtime.example import rootless
 from tests.runtime_tools import COMMAND, REPOSITORY, make_rootfs
 
-UID = 4242  # with a range in /etc/subuid and /etc/subgid
-LONER = 4343  # without
-FIRST, COUNT = 3_000_000, 65536
+# Other ids than those of whoever runs these tests at the same time.
+UID = 1_000_000 + os.getpid() % 100_000 * 2  # with a range in /etc/subuid and /etc/subgid
+LONER = UID + 1  # without
+FIRST, COUNT = (1 << 30) + os.getpid() % 10_000 * 65536, 65536
 
 # $1: a directory that everybody may enter. The last line tells that all is there; the reader goes on reading.
 _HOLDER = f"""

@@ -76,7 +76,8 @@
 	OP(90, raise_limit, "uu")       \
 	OP(91, seccomp_notify, "bu")    \
 	OP(100, dumpable, "u")          \
-	OP(101, bind_device, "suu")
+	OP(101, bind_device, "suu")     \
+	OP(102, host_procfs, "")
 
 /* The channel: u32 type, u32 bytes, payload. */
 #define MESSAGES(MSG)                                                    \

@@ -75,6 +75,7 @@ WORDS = {
     "reseed": "add {0} bytes to the random pool",
     "sync_disks": "write what is cached to the disks",
     "branch": "let another process, in new namespaces ({kinds[1]}), carry out the next {0} operations",
+    "host_procfs": "take the procfs of the host",
     "dumpable": "let the id maps be written to our files in /proc: {0}",
     "bind_device": "bind the host's {node} {0}",
     "file": "make file {0} (mode {1:04o}, {2} bytes)",

@@ -86,6 +86,7 @@ TABLE = {
     "raise_limit": (90, "uu"),
     "seccomp_notify": (91, "bu"),
     "dumpable": (100, "u"),
+    "host_procfs": (102, ""),
     "bind_device": (101, "suu"),
 }
 

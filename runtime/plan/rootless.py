@@ -104,11 +104,16 @@ def adapt(p: Plan, facts: dict[str, Any]) -> None:
     dropped = {"oom_score"} if facts["setgroups"] else {"oom_score", "groups"}
     if not (_has(facts["uids"], 0) and _has(facts["gids"], 0)):
         dropped.add("userns_root")
-    if not any(op[0] == "sysctl" for op in ops):
+    if not any(op[0] in ("sysctl", "label") for op in ops):
         dropped.add("procfs")
     p.ops = [_node(op) for op in ops if op[0] not in dropped]
     inside = next((i for i, op in enumerate(p.ops) if op[0] in ("pivot", "move_root")), None)
-    if inside is not None and not _own_cgroups(p.ops):
+    if inside is None or any(op[0] == "setns" and op[2] == NAMESPACES["mount"] for op in p.ops):
+        return
+    # Of procfs the kernel grants none where the one in sight is partly covered; that one is the host's up to here, and
+    # sysctls of a namespace are the caller's in any.
+    p.ops = [("host_procfs",) if op[0] == "procfs" else op for op in p.ops]
+    if not _own_cgroups(p.ops):
         p.ops.insert(inside, ("readonly", _CGROUPS))
 
 

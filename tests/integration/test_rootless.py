@@ -112,9 +112,9 @@ def test_a_container_as_others_make_it(user: User, other: str, ranges: bool) -> 
 
     path = user.bundle(*script(show), change=change, ranges=ranges)
     ours = user.runtime("run", "-b", path, "rl-peer", check=True).stdout
-    rows = [f"         0       {UID}          1"]
+    rows = [f"{0:10} {UID:10} {1:10}"]
     if ranges:
-        rows.append(f"         1    {FIRST}      {COUNT}")
+        rows.append(f"{1:10} {FIRST:10} {COUNT:10}")
     expected = ["uid=0(root) gid=0(root)", *rows, *rows, "allow" if ranges else "deny", "1:3 65534", "1:5 65534"]
     assert ours.splitlines() == expected
     cover = "umount /sys/fs/cgroup/unified 2>/dev/null" if other == "crun" else "true"
@@ -135,7 +135,7 @@ def test_one_id(loner: User) -> None:
     done = loner.runtime("run", "-b", loner.bundle(*script(text)), "rl-one")
     assert done.returncode == 3, done.stderr
     lines = done.stdout.splitlines()
-    assert lines[:4] == ["0", "0", f"         0       {LONER}          1", "pycontain"]
+    assert lines[:4] == ["0", "0", f"{0:10} {LONER:10} {1:10}", "pycontain"]
     mounts = {line.split()[1]: line.split() for line in lines if line.count(" ") == 5}
     assert mounts["/sys"][2] == "sysfs" and mounts["/sys"][3].startswith("ro,nosuid,nodev,noexec")
     assert mounts["/proc"][2] == "proc"
@@ -382,7 +382,7 @@ def more_files(config: dict[str, Any]) -> None:
     [
         (
             no_user_namespace,
-            "$.linux.namespaces: found no user namespace: without one user 4343, who is not root, can make no container",
+            f"$.linux.namespaces: found no user namespace: without one user {LONER}, who is not root, can make no container",
             "pycontain-runtime spec --rootless",
         ),
         (another_user, "$.process.user.uid: found 1000, but the user namespace has no uid 1000", ""),
@@ -399,7 +399,7 @@ def more_files(config: dict[str, Any]) -> None:
         ),
         (
             change_(cgroupsPath="/rl/x"),
-            "$.linux.cgroupsPath: user 4343 cannot have cgroup /rl/x: {cgroups}: EACCES (permission denied)",
+            f"$.linux.cgroupsPath: user {LONER} cannot have cgroup /rl/x: {{cgroups}}: EACCES (permission denied)",
             HINT[7:-1],
         ),
         (
@@ -456,15 +456,15 @@ def test_no_place_for_the_state(loner: User) -> None:
     environment = {"PATH": os.environ["PATH"]}
     usual = loner.runtime("run", "--keep", "-b", bundle, "rl-usual", env=environment)
     assert usual.returncode == 0, usual.stderr
-    assert loner.ids() == ["rl-usual"]  # /run/user/4343
+    assert loner.ids() == ["rl-usual"]  # /run/user/UID
     loner.users.root("mv", f"/run/user/{LONER}", "/run/user/gone")
     try:
         done = loner.runtime("list", env=environment)
     finally:
         loner.users.root("mv", "/run/user/gone", f"/run/user/{LONER}")
     assert done.stderr == (
-        "pycontain-runtime: there is no place for the state of user 4343's containers: "
-        "XDG_RUNTIME_DIR is not set, and /run/user/4343 is not a directory of this user\n"
+        f"pycontain-runtime: there is no place for the state of user {LONER}'s containers: "
+        f"XDG_RUNTIME_DIR is not set, and /run/user/{LONER} is not a directory of this user\n"
         "\nhint: export XDG_RUNTIME_DIR=DIR, or pycontain-runtime --root DIR\n"
     )
     assert loner.runtime("--root", loner.home / "state", "list", env=environment, check=True).stdout.startswith("ID")
@@ -487,7 +487,7 @@ def test_the_option(loner: User) -> None:
 def delegated(user: User) -> Iterator[Path]:
     """A cgroup2 directory that root has given to the user, whose commands are run below it."""
     unified = Path("/sys/fs/cgroup/unified") if os.path.isdir("/sys/fs/cgroup/unified") else Path("/sys/fs/cgroup")
-    given = unified / "pycontain-rl"
+    given = unified / f"pycontain-rl-{os.getpid()}"
     (given / "session").mkdir(parents=True)
     for path in (given, given / "session"):
         os.chown(path, UID, UID)
@@ -522,7 +522,7 @@ def test_a_cgroup_that_was_given(user: User, delegated: Path) -> None:
 
 
 def test_a_cgroup_by_its_path(user: User, delegated: Path) -> None:
-    for path, place in (("/pycontain-rl/a/b", "a/b"), ("below", "below")):
+    for path, place in ((f"/{delegated.name}/a/b", "a/b"), ("below", "below")):
         pid = running(user, "rl-path", user.bundle("sleep", "600", change=change_(cgroupsPath=path)))
         assert (delegated / place / "cgroup.procs").read_text().split() == [str(pid)]
         user.runtime("delete", "--force", "rl-path", check=True)

@@ -25,7 +25,11 @@ _GUEST_KILL_MS = 2000
 
 
 def cgroup_of(container: Container) -> Cgroup:
-    """The cgroup of a container that is on record."""
+    """The cgroup of a container that is on record, of whoever was to make it."""
+    if "manager" in container.fields:
+        from pycontain.runtime.kernel.managers import managed
+
+        return managed(container)
     if "rootless" in container.fields:
         from pycontain.runtime import rootless
 

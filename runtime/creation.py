@@ -12,7 +12,7 @@ import posix as os
 
 from pycontain.runtime import namespaces, spec
 from pycontain.runtime.control import cgroup_of, started
-from pycontain.runtime.errors import KernelError, NotFound, PycontainError, SpecError
+from pycontain.runtime.errors import KernelError, NotFound, PycontainError, SpecError, Unsupported
 from pycontain.runtime.jsontext import dump, parse
 from pycontain.runtime.kernel.cgroup import absolute, hierarchies, open_cgroup
 from pycontain.runtime.kernel.host import privileged, probe
@@ -112,6 +112,7 @@ def create(
     reap: bool = False,
     listen: bool = True,
     rootless: bool | None = None,
+    manager: str | None = None,
 ) -> Running:
     """The container of ``bundle`` up to the point where its program would start.
 
@@ -121,6 +122,7 @@ def create(
     ``listen``: whether another process will start it; without, only ``Running.start`` can.
     ``reap``: a reaper as pid 1, in front of the program.
     ``rootless``: whether to do without a cgroup where none can be had; None: where we are not the host's root.
+    ``manager``: whoever is to make the cgroup in our stead (``kernel.managers``).
     Raises Conflict, SpecError, Unsupported, KernelError, PycontainError; nothing is left behind then.
     """
     check_id(id)
@@ -142,16 +144,19 @@ def create(
             "found a console socket, but $.process.terminal is not true", hint="set $.process.terminal to true"
         )
     found = hierarchies()
-    facts = None
+    facts = given = None
+    if manager is not None:
+        from pycontain.runtime.kernel.managers import planned
+
+        given = planned(manager, config, id)
     if privileged():
-        path = cgroup_path(config, id)
-        cgroup = open_cgroup(path, found)
+        cgroup = given or open_cgroup(cgroup_path(config, id), found)
         resources = complete_resources(config)
     else:
         from pycontain.runtime import rootless as _rootless
 
-        config, cgroup, resources, facts = _rootless.prepare(config, id, compulsory=rootless is False)
-        path = cgroup.path if cgroup.directories else ""
+        config, cgroup, resources, facts = _rootless.prepare(config, id, compulsory=rootless is False, cgroup=given)
+    path = cgroup.path if cgroup.directories else ""
     rootfs = rootfs or _rootfs(config, bundle)
     keyring = None if no_new_keyring else f"_ses.{id}"
     machine = None
@@ -163,6 +168,8 @@ def create(
             preserve_fds=preserve_fds,
         )  # fmt: skip
     if machine is not None:
+        if manager is not None:
+            raise Unsupported(f"--cgroup-manager {manager}: a container in a machine has its cgroups by their files")
         p, resources = machine.plan, machine.host_resources
     else:
         p = plan_for(
@@ -195,11 +202,15 @@ def create(
     fields["own_pids"] = _own_pids(config)
     if facts is not None:
         fields["rootless"] = facts
+    if manager is not None:
+        fields["manager"] = manager
     container = Container.make(root, id, fields, raw)
     process: Process | None = None
     listener = -1
+    made = False
     try:
         cgroup.create()
+        made = True
         if listen:
             listener = _listen(f"{container.directory}/control.sock")
         cgroup_fds = join_fds(cgroup)
@@ -224,6 +235,7 @@ def create(
             cgroup.apply(resources)
         finally:
             pid = process.unshared()
+        cgroup.entered(pid)
         if launcher is not None:
             launcher.started(pid)
         container.set_pid(pid)
@@ -258,7 +270,9 @@ def create(
     except BaseException:
         if process is not None:
             process.close()
-        _undo(container, cgroup, process, launcher)
+        if made:
+            _undo(cgroup, process, launcher)
+        container.remove()  # a cgroup that could not be made may be another container's
         raise
     finally:
         if listener >= 0:
@@ -297,14 +311,13 @@ def plan_for(
     return p
 
 
-def _undo(container: Container, cgroup: Cgroup, process: Process | None, launcher: Any) -> None:
+def _undo(cgroup: Cgroup, process: Process | None, launcher: Any) -> None:
     if process is not None and process.pid and not cgroup.directories:
         os.kill(process.pid, 9)  # our child, and in no cgroup that would know it
     cgroup.kill_all()
     if process is not None and process.pid and launcher is None:
         os.waitpid(process.pid, 0)
     cgroup.remove()
-    container.remove()
 
 
 def _listen(path: str) -> int:

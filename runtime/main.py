@@ -24,7 +24,8 @@ _GLOBAL = {
     "--log": ("log", "value"),
     "--log-format": ("log_format", "value"),
     "--debug": ("debug", "bool"),
-    "--systemd-cgroup": ("the systemd cgroup driver", "no"),
+    "--systemd-cgroup": ("systemd", "bool"),
+    "--cgroup-manager": ("cgroup_manager", "value"),
     "--rootless": ("rootless", "auto"),
     "--version": ("version", "bool"),
     "-v": ("version", "bool"),
@@ -98,6 +99,7 @@ def run(argv: list[str]) -> int:
                 hint=f"pycontain-runtime {name} --help",
             )
         mine["rootless"] = options.get("rootless")
+        mine["manager"] = _manager(options) if options.get("systemd") or "cgroup_manager" in options else None
         result: int = verb(options.get("root") or state_root(), mine, words)
         return result
     except PycontainError as error:
@@ -163,6 +165,18 @@ def parse(argv: list[str], table: dict[str, tuple[str, str]], where: str) -> tup
     return found, argv[i:]
 
 
+def _manager(options: dict[str, Any]) -> str | None:
+    """Who makes cgroups: None is this runtime. Containers remember it: it is for those that are made now."""
+    from pycontain.runtime.kernel.managers import NAMES
+
+    name = options.get("cgroup_manager") or "systemd"
+    if name not in NAMES:
+        raise PycontainError(f"--cgroup-manager: found {name!r}, wanted one of {', '.join(NAMES)}")
+    if options.get("systemd") and name != "systemd":
+        raise PycontainError(f"found --systemd-cgroup and --cgroup-manager {name}: they contradict each other")
+    return None if name == "cgroupfs" else name
+
+
 def report(error: PycontainError, options: dict[str, Any]) -> None:
     """On standard error, for people; as runc's last log line where --log says, for engines."""
     text = f"pycontain-runtime: {error.message}\n"
@@ -219,6 +233,7 @@ def _create_options(options: dict[str, Any]) -> dict[str, Any]:
         "no_new_keyring": options.get("no_new_keyring", False),
         "preserve_fds": preserved(options),
         "rootless": {"true": True, "false": False}.get(options["rootless"] or ""),
+        "manager": options.get("manager"),
     }
 
 

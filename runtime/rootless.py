@@ -56,13 +56,14 @@ def _owned(path: str) -> bool:
 
 
 def prepare(
-    config: dict[str, Any], id: str, *, compulsory: bool
+    config: dict[str, Any], id: str, *, compulsory: bool, cgroup: Cgroup | None = None
 ) -> tuple[dict[str, Any], Cgroup, dict[str, Any], dict[str, Any]]:
     """``(configuration, cgroup, resources, facts)`` of a new container of this user.
 
-    ``compulsory``: a cgroup is wanted in any case. Raises SpecError, Unsupported, KernelError.
+    ``compulsory``: a cgroup is wanted in any case; ``cgroup``: it is settled already.
+    Raises SpecError, Unsupported, KernelError.
     """
-    cgroup = choose_cgroup(config, id, compulsory=compulsory)
+    cgroup = cgroup or choose_cgroup(config, id, compulsory=compulsory)
     # Only root can set device rules. It needs none who makes no nodes and opens those only that the user may open.
     resources = dict((config.get("linux") or {}).get("resources") or {})
     resources.pop("devices", None)

@@ -143,6 +143,14 @@ def _userns() -> str | None:
     return _try("unshare", "-U", "-r", "true")
 
 
+@probe("systemd")
+def _systemd() -> str | None:
+    """It is pid 1 and answers on the bus."""
+    if not os.path.isdir("/run/systemd/system"):
+        return "systemd is not running"
+    return _try("busctl", "--no-pager", "call", "org.freedesktop.systemd1", "/org/freedesktop/systemd1", "org.freedesktop.DBus.Peer", "Ping")
+
+
 @probe("assets")
 def _assets() -> str | None:
     """PYCONTAIN_TEST_ASSETS: Alpine's root filesystem and the OCI schemas."""

@@ -251,6 +251,9 @@ class Cgroup:
         """What to write to ``file``, a line at a time, to have it say ``text`` again."""
         return text.splitlines()
 
+    def entered(self, pid: int) -> None:
+        """The container's first process is in it. For whoever has to know: a scope of systemd, no cgroup at all."""
+
     def exists(self) -> bool:
         """Whether a directory of this cgroup is there in any hierarchy."""
         return any(is_directory(directory) for directory in self.directories)

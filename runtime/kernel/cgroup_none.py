@@ -29,10 +29,11 @@ class NoCgroup(Cgroup):
     with the first one. Where it has none its mount namespace tells them, as long as the first process lives.
     """
 
-    __slots__ = ("_own_pids", "_pid")
+    __slots__ = ("_hint", "_own_pids", "_pid")
 
-    def __init__(self, pid: int = 0, own_pids: bool = True) -> None:
+    def __init__(self, pid: int = 0, own_pids: bool = True, hint: str = HINT) -> None:
         super().__init__("/", [])
+        self._hint = hint
         self._pid = pid
         self._own_pids = own_pids
 
@@ -47,7 +48,7 @@ class NoCgroup(Cgroup):
         for section, value in resources.items():
             path = None if section == "devices" else _first_asked(value, f"{RESOURCES}{section}")
             if path is not None:
-                raise Unsupported(f"{path}: there is no cgroup that this user may set it in", hint=HINT)
+                raise Unsupported(f"{path}: there is no cgroup that this user may set it in", hint=self._hint)
         return []
 
     def join_fds(self) -> tuple[str, Any]:
@@ -57,13 +58,13 @@ class NoCgroup(Cgroup):
         return None
 
     def freeze(self, frozen: bool) -> None:
-        raise Unsupported(f"cannot {'pause' if frozen else 'resume'} a container that has no cgroup", hint=HINT)
+        raise Unsupported(f"cannot {'pause' if frozen else 'resume'} a container that has no cgroup", hint=self._hint)
 
     def stats(self) -> dict[str, Any]:
-        raise Unsupported("cannot count what a container uses that has no cgroup", hint=HINT)
+        raise Unsupported("cannot count what a container uses that has no cgroup", hint=self._hint)
 
     def events(self) -> Any:
-        raise Unsupported("cannot count what a container uses that has no cgroup", hint=HINT)
+        raise Unsupported("cannot count what a container uses that has no cgroup", hint=self._hint)
 
     def oom_kills(self) -> int:
         return 0

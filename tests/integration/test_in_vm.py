@@ -15,20 +15,23 @@ ROOT = Path(__file__).parents[2]
 pytestmark = [pytest.mark.needs("root", "qemu", "vm"), pytest.mark.timeout(400)]
 
 
-def in_machine(*command: str, timeout: float = 300.0) -> tuple[int, str]:
+def in_machine(*command: str, timeout: float = 300.0, systemd: bool = False) -> tuple[int, str]:
     output = io.BytesIO()
     # What the machine compiles is gone with it, and costs it time.
     environment = {"PYTHONDONTWRITEBYTECODE": "1"}
     try:
-        status = machine.run(command, output=output, cwd=str(ROOT), environment=environment, timeout=timeout)
+        status = machine.run(
+            command, output=output, cwd=str(ROOT), environment=environment, timeout=timeout, systemd=systemd
+        )
     except (TimeoutError, machine.MachineError) as error:
         pytest.fail(f"{error}\n{output.getvalue().decode(errors='replace')}")
     return status, output.getvalue().decode(errors="replace")
 
 
-def pytest_in_machine(*arguments: str) -> None:
+def pytest_in_machine(*arguments: str, systemd: bool = False) -> None:
     pytest_ = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--timeout", "60"]
-    status, output = in_machine(*pytest_, "--must-have", "root,cgroup2", *arguments)
+    must_have = "root,cgroup2,systemd" if systemd else "root,cgroup2"
+    status, output = in_machine(*pytest_, "--must-have", must_have, *arguments, systemd=systemd)
     assert status == 0, output
     assert " passed" in output
     assert "skipped" not in output
@@ -45,6 +48,10 @@ def test_containers_on_v2() -> None:
     # Here without its weakened twin, which is shown to work where cgroup2 is all that a host has mounted.
     attack = "tests/security/test_runtime_rights.py::test_a_device_that_no_rule_names[GHSA-g54h-m393-cpwq-held]"
     pytest_in_machine(*(f"tests/integration/{name}" for name in names), attack, "-k", f"{chosen} or no_rule_names")
+
+
+def test_containers_of_systemd() -> None:
+    pytest_in_machine("tests/integration/test_systemd.py", systemd=True)
 
 
 def test_the_main_job_on_v2() -> None:

@@ -640,10 +640,8 @@ def test_no_pivot(runtime: Runtime, bundle: Bundle) -> None:
         (["--frob", "list"], "pycontain-runtime: unknown option --frob"),
         (["run", "--frob", "x"], "run: unknown option --frob"),
         (["--root"], "pycontain-runtime: --root wants a value"),
-        (
-            ["--systemd-cgroup", "list"],
-            "pycontain-runtime --systemd-cgroup: the systemd cgroup driver is not built yet",
-        ),
+        (["--cgroup-manager", "openrc", "list"], "--cgroup-manager: found 'openrc', wanted one of cgroupfs, systemd"),
+        (["--systemd-cgroup", "--cgroup-manager", "cgroupfs", "list"], "found --systemd-cgroup and --cgroup-manager"),
         (["--rootless=maybe", "list"], "--rootless: found 'maybe', wanted auto, true or false"),
         (["run"], "run takes ID: found 0 arguments"),
         (["run", "a", "b"], "run takes ID: found 2 arguments"),

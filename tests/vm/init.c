@@ -3,7 +3,8 @@
  * virtiofs) the root below a tmpfs overlay, runs one command in it, and writes its exit status to a port.
  *
  * Given in the initramfs: /m/list (module files, one per line, in loading order), /cfg/argv, /cfg/env (each
- * NUL-separated), /cfg/cwd, /cfg/modules (the host's path of the kernel's module tree, or empty).
+ * NUL-separated), /cfg/cwd, /cfg/modules (the host's path of the kernel's module tree, or empty). Where /cfg/units (unit
+ * files) is there, systemd becomes pid 1, and the command runs beside it once a unit has made /run/ready.
  */
 #define _GNU_SOURCE
 #include <dirent.h>
@@ -11,6 +12,7 @@
 #include <fcntl.h>
 #include <net/if.h>
 #include <stdarg.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -203,6 +205,44 @@ static void make_root(void)
 	symlink("/proc/self/fd/2", "/root/dev/stderr");
 }
 
+static bool has_units(void)
+{
+	return access("/cfg/units", F_OK) == 0;
+}
+
+/* systemd's: unit files of ours alone decide what starts; it finds the cgroups and mounts that are there and keeps them. */
+static void make_units(void)
+{
+	mkdir("/root/run/systemd", 0755);
+	mount_at(NULL, "/cfg/units", "/root/run/systemd/system", MS_BIND, NULL);
+	/* Generators read fstab and the like, a process each; their units are not wanted. */
+	mount_at("tmpfs", "none", "/root/lib/systemd/system-generators", MS_NOSUID | MS_NODEV, "mode=755");
+	/* A machine without an id is one that was never booted, and all its units are set up then. */
+	int fd = open("/root/etc/machine-id", O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0444);
+
+	if (fd < 0 || write(fd, "0123456789abcdef0123456789abcdef\n", 33) != 33)
+		die("write /etc/machine-id");
+	close(fd);
+}
+
+/* Returns in a process that is not pid 1, when systemd is up and answers on the bus. */
+static void become_systemd(void)
+{
+	pid_t pid = fork();
+
+	if (pid < 0)
+		die("fork");
+	if (pid) {
+		execl("/lib/systemd/systemd", "systemd", "--unit=ready.target", NULL);
+		die("run systemd");
+	}
+	for (int attempt = 0; access("/run/ready", F_OK) < 0; attempt++) {
+		if (attempt == 6000)
+			die("wait for systemd");
+		usleep(10000);
+	}
+}
+
 static void enter_root(void)
 {
 	if (chdir("/root") < 0 || mount(".", "/", NULL, MS_MOVE, NULL) < 0 || chroot(".") < 0 || chdir("/") < 0)
@@ -265,9 +305,15 @@ int main(void)
 
 	if (!argv[0] || !cwd)
 		die("find the command");
+	bool units = has_units();
+
 	make_root();
+	if (units)
+		make_units();
 	enter_root();
 	set_up_kernel();
+	if (units)
+		become_systemd();
 	pid_t child = start(argv, env, cwd, output);
 	int status;
 

@@ -28,6 +28,15 @@ QEMU = "qemu-system-x86_64"
 VIRTIOFSD = "/usr/lib/qemu/virtiofsd"
 _PASSED_ON = ("HOME", "LANG", "PATH", "PYCONTAIN_TEST_ASSETS", "USER")
 _DISK_BYTES = 4 << 30
+_ALONE = "[Unit]\nDefaultDependencies=no\n"  # without what a whole system starts first
+# All that systemd starts where it is pid 1: the bus, and a file that says that it answers.
+UNITS = {
+    "dbus.socket.d/alone.conf": _ALONE,
+    "dbus.service.d/alone.conf": _ALONE,
+    "ready.service": f"{_ALONE}Requires=dbus.service\nAfter=dbus.service\n"
+    "[Service]\nType=oneshot\nExecStart=/bin/touch /run/ready\nStandardOutput=null\nStandardError=null\n",
+    "ready.target": f"{_ALONE}Requires=ready.service\n",
+}
 
 
 class MachineError(Exception):
@@ -56,11 +65,12 @@ def run(
     memory: int = 2048,
     cpus: int = 2,
     timeout: float = 600.0,
+    systemd: bool = False,
 ) -> int:
     """Run ``command`` in a fresh machine; its stdout and stderr go to ``output`` as they come.
 
     ``cwd`` is a path of the host (this process's by default); ``environment`` is added to the few variables that
-    are passed on; ``memory`` in MiB. Returns the exit status as a shell has it (128 + signal). Raises Unavailable
+    are passed on; ``memory`` in MiB; ``systemd``: it is pid 1 there, with its bus and nothing else. Returns the exit status as a shell has it (128 + signal). Raises Unavailable
     where the machine cannot be made, MachineError where it died, TimeoutError after ``timeout`` seconds.
     """
     why = missing()
@@ -70,7 +80,7 @@ def run(
     deadline = time.monotonic() + timeout
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pycontain-vm-")))
-        _initramfs(found, folder, command, cwd or str(Path.cwd()), environment or {})
+        _initramfs(found, folder, command, cwd or str(Path.cwd()), environment or {}, systemd)
         _scratch_disk(folder / "disk")
         _share_root(stack, folder)
         streams = [os.pipe(), os.pipe()]
@@ -90,7 +100,9 @@ def run(
         raise MachineError(f"the machine ended before its command: {said.strip() or log.strip()}")
 
 
-def _initramfs(found: guest.Kernel, folder: Path, command: Sequence[str], cwd: str, environment: Mapping[str, str]) -> None:
+def _initramfs(
+    found: guest.Kernel, folder: Path, command: Sequence[str], cwd: str, environment: Mapping[str, str], systemd: bool
+) -> None:
     variables = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
     variables |= {"TMPDIR": "/scratch/tmp", **environment}
     modules = Path(found.modules)
@@ -100,10 +112,14 @@ def _initramfs(found: guest.Kernel, folder: Path, command: Sequence[str], cwd: s
         "cfg/cwd": cwd,
         "cfg/modules": str(modules) if (modules / "modules.dep").exists() else "",
     }
+    files = {name: (0o100644, text.encode()) for name, text in texts.items()}
+    if systemd:
+        files |= {f"cfg/{name}": (0o40755, b"") for name in ("units", "units/dbus.socket.d", "units/dbus.service.d")}
+        files |= {f"cfg/units/{name}": (0o100644, text.encode()) for name, text in UNITS.items()}
     # The kernel unpacks one archive after the other.
     with (folder / "initramfs").open("wb") as file:
         file.write(kernel.base_initramfs(found).read_bytes())
-        file.write(guest.cpio({name: (0o100644, text.encode()) for name, text in texts.items()}))
+        file.write(guest.cpio(files))
 
 
 def _scratch_disk(path: Path) -> None:

@@ -21,6 +21,7 @@ def main() -> int:
     parser.add_argument("--timeout", type=float, default=600, metavar="SECONDS", help="for all of it (600)")
     parser.add_argument("--cwd", help="where the command starts (here)")
     parser.add_argument("--env", action="append", default=[], metavar="NAME=VALUE", help="a variable for the command")
+    parser.add_argument("--systemd", action="store_true", help="boot systemd as pid 1")
     parser.add_argument("command", nargs="+", metavar="COMMAND")
     options = parser.parse_args()
     environment = dict(item.partition("=")[::2] for item in options.env)
@@ -33,6 +34,7 @@ def main() -> int:
             memory=options.memory,
             cpus=options.cpus,
             timeout=options.timeout,
+            systemd=options.systemd,
         )
     except (kernel.Unavailable, machine.MachineError, TimeoutError) as error:
         print(f"tests/vm/run.py: {error}", file=sys.stderr)

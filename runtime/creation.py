@@ -113,6 +113,10 @@ def create(
     listen: bool = True,
     rootless: bool | None = None,
     manager: str | None = None,
+    config_file: str | None = None,
+    environment: list[str] | None = None,
+    notify: bool = False,
+    pidfd_socket: str | None = None,
 ) -> Running:
     """The container of ``bundle`` up to the point where its program would start.
 
@@ -123,12 +127,20 @@ def create(
     ``reap``: a reaper as pid 1, in front of the program.
     ``rootless``: whether to do without a cgroup where none can be had; None: where we are not the host's root.
     ``manager``: whoever is to make the cgroup in our stead (``kernel.managers``).
+    ``config_file``: another file than the bundle's config.json. ``environment``: more of it, for the program.
+    ``notify``: a socket for sd_notify(3) in the container, ``handover.readiness``. ``pidfd_socket``: gets a pidfd.
     Raises Conflict, SpecError, Unsupported, KernelError, PycontainError; nothing is left behind then.
     """
     check_id(id)
     bundle = real(bundle)
-    raw = read_config(bundle)
-    config = spec.check(parse(raw, f"{bundle}/config.json"))
+    raw = read_config(bundle, config_file)
+    config = spec.check(parse(raw, config_file or f"{bundle}/config.json"))
+    if environment and "process" in config:
+        config["process"]["env"] = [*(config["process"].get("env") or ()), *environment]
+    if notify and "process" in config:
+        from pycontain.runtime.handover import offer
+
+        offer(config, f"{root}/{id}")
     terminal = bool((config.get("process") or {}).get("terminal"))
     if terminal and console is None and make_console is not None:
         console, size = make_console()
@@ -165,7 +177,7 @@ def create(
 
         machine = machine_for(
             config, id, path, rootfs, lease, resources, bundle=bundle, keyring=keyring, reap=reap,
-            preserve_fds=preserve_fds,
+            preserve_fds=preserve_fds, notify=notify,
         )  # fmt: skip
     if machine is not None:
         if manager is not None:
@@ -205,6 +217,8 @@ def create(
     if manager is not None:
         fields["manager"] = manager
     container = Container.make(root, id, fields, raw)
+    if notify:
+        os.mkdir(f"{container.directory}/notify", 0o755)
     process: Process | None = None
     listener = -1
     made = False
@@ -256,11 +270,15 @@ def create(
             machine.boot(process, container, dump(container.oci("creating")).encode())
         else:
             # Where nobody has anything to do in between, init need not wait for us.
-            ahead = not (listen or hooks or lease or launcher or pid_file)
+            ahead = not (listen or hooks or lease or launcher or pid_file or pidfd_socket or notify)
             process.go(dump(container.oci("creating")).encode(), start_too=ahead)
         container.fields["status"] = "created"
         if pid_file is not None:
             write_pid_file(pid_file, pid)
+        if pidfd_socket is not None:
+            from pycontain.runtime.handover import send_pidfd
+
+            send_pidfd(pidfd_socket, pid)
         if not listen:
             return Running(pid, process, container)
         process.close()
@@ -344,10 +362,12 @@ def write_pid_file(path: str, pid: int) -> None:
         raise KernelError(f"cannot write the pid file {path}", error.errno or 0) from None
 
 
-def read_config(bundle: str) -> bytes:
-    """The bytes of a bundle's config.json. Raises NotFound with a hint."""
+def read_config(bundle: str, file: str | None = None) -> bytes:
+    """The bytes of a bundle's config.json, or of ``file``. Raises NotFound with a hint."""
     if not is_directory(bundle):
         raise NotFound(f"bundle {bundle} does not exist", hint="--bundle PATH names a directory with a config.json")
+    if file is not None:
+        return read_bounded(file)
     try:
         return read_bounded(f"{bundle}/config.json")
     except NotFound as error:

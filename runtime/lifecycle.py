@@ -23,9 +23,9 @@ from pycontain.runtime.creation import (
 )
 from pycontain.runtime.creation import create as create
 from pycontain.runtime.creation import read_config as read_config
-from pycontain.runtime.errors import Conflict, KernelError, PycontainError
+from pycontain.runtime.errors import Conflict, KernelError, PycontainError, Unsupported
 from pycontain.runtime.jsontext import dump
-from pycontain.runtime.kernel.cgroup import number, open_cgroup
+from pycontain.runtime.kernel.cgroup import hierarchies, number, open_cgroup, read
 from pycontain.runtime.kernel.host import probe
 from pycontain.runtime.plan.plan import exec_plan, read_plan
 from pycontain.runtime.state import Container
@@ -34,6 +34,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from pycontain.runtime.kernel.cgroup import Cgroup
     from pycontain.runtime.namespaces import Launcher
 
 _COPY_SECONDS = 0.1
@@ -66,22 +67,35 @@ def exec(
     launcher: Launcher | None = None,
     pid_file: str | None = None,
     preserve_fds: int = 0,
+    ignore_paused: bool = False,
+    cgroup: list[str] | None = None,
+    pidfd_socket: str | None = None,
 ) -> Running:
-    """One more process in a running container. ``process`` is the specification's process object."""
+    """One more process in a running container. ``process`` is the specification's process object.
+
+    ``cgroup``: cgroups below the container's own to join (``handover.cgroup_fds``). ``pidfd_socket``: gets a pidfd.
+    ``ignore_paused``: start it in a paused container as well, where it waits to go on.
+    """
     spec.check_process(process, "$", shape=True)
     with Container.open(root, id) as container:
-        container.require("exec")
+        if container.status != "paused":
+            container.require("exec")
+        elif "machine" in container.fields:
+            _awake(container, "exec in")
+        elif not ignore_paused:
+            hint = f"pycontain-runtime resume {id}, or --ignore-paused"
+            raise Conflict(f"cannot exec in container {id}: it is paused", hint=hint)
         config = config_of(container)
-        cgroup = cgroup_of(container)
+        own = cgroup_of(container)
         linux = {key: value for key, value in (config.get("linux") or {}).items() if key in _OF_A_PROCESS}
         guest = None
         if "machine" in container.fields:
             from pycontain.runtime.vm.machine import Exec
 
             guest = Exec(container, config, process, linux, console=console, preserve_fds=preserve_fds)
-        cgroup_fds = join_fds(cgroup)
+        cgroup_fds = _join_fds(container, own, cgroup)
         try:
-            into, joins = joining(cgroup)
+            into, joins = joining(own)
             if guest is not None:
                 p, console = guest.host_plan(into, joins), None
             else:
@@ -115,7 +129,32 @@ def exec(
         raise
     if pid_file is not None:
         write_pid_file(pid_file, new)
+    if pidfd_socket is not None:
+        from pycontain.runtime.handover import send_pidfd
+
+        send_pidfd(pidfd_socket, new)
     return Running(new, started)
+
+
+def _join_fds(container: Container, cgroup: Cgroup, wanted: list[str] | None) -> tuple[int, ...]:
+    """The container's cgroup or, below it, those that are wanted, or that its first process has moved to."""
+    if "machine" in container.fields:
+        if wanted:
+            raise Unsupported(f"--cgroup {wanted[0]}: a machine's processes are in the one cgroup of its guest")
+        return join_fds(cgroup)
+    moved = ""
+    if wanted is None and cgroup.unified is not None:
+        rows = (line.split(":", 2) for line in read(f"/proc/{container.pid}/cgroup").splitlines())
+        now = next((path for number, _, path in rows if number == "0"), "")
+        if now.startswith(cgroup.path + "/"):
+            from pycontain.runtime.kernel.cgroup_v2 import only_a_parent
+
+            moved = now[len(cgroup.path) :] if only_a_parent(cgroup.unified) else ""
+    if wanted is None and not moved:
+        return join_fds(cgroup)
+    from pycontain.runtime.handover import cgroup_fds
+
+    return cgroup_fds(cgroup.directories, cgroup.unified, hierarchies(), wanted or [], moved)
 
 
 def _namespaces(id: str, pid: int) -> list[tuple[str, str]]:

@@ -40,6 +40,9 @@ _CREATE = {
     "--no-pivot": ("no_pivot", "bool"),
     "--no-new-keyring": ("no_new_keyring", "bool"),
     "--preserve-fds": ("preserve_fds", "value"),
+    "--pidfd-socket": ("pidfd_socket", "value"),
+    "--no-subreaper": ("no_subreaper", "bool"),
+    "--config": ("config", "value"),
 }
 STARTING = {
     "create": _CREATE,
@@ -227,23 +230,34 @@ def _warn(running: Any) -> None:
 
 
 def _create_options(options: dict[str, Any]) -> dict[str, Any]:
-    return {
+    settings = {
         "pid_file": options.get("pid_file"),
         "no_pivot": options.get("no_pivot", False),
         "no_new_keyring": options.get("no_new_keyring", False),
-        "preserve_fds": preserved(options),
         "rootless": {"true": True, "false": False}.get(options["rootless"] or ""),
         "manager": options.get("manager"),
+        "pidfd_socket": options.get("pidfd_socket"),
+        "config_file": options.get("config"),
+        "notify": b"NOTIFY_SOCKET" in os.environ,
     }
+    sockets = 0
+    if b"LISTEN_FDS" in os.environ:
+        from pycontain.runtime.handover import listening
+
+        sockets, settings["environment"] = listening()
+    settings["preserve_fds"] = preserved(options, sockets)
+    return settings
 
 
-def preserved(options: dict[str, Any]) -> int:
-    count = _number(options, "preserve_fds")
+def preserved(options: dict[str, Any], sockets: int = 0) -> int:
+    """How many descriptors from 3 on the container gets: ``sockets`` of LISTEN_FDS, then those of --preserve-fds."""
+    count = sockets + _number(options, "preserve_fds")
     for fd in range(3, 3 + count):
         try:
             os.set_inheritable(fd, True)
         except OSError as error:
-            raise KernelError(f"--preserve-fds {count}: descriptor {fd} is not open", error.errno or 0) from None
+            what = f"LISTEN_FDS={sockets}" if fd < 3 + sockets else f"--preserve-fds {count - sockets}"
+            raise KernelError(f"{what}: descriptor {fd} is not open", error.errno or 0) from None
     return count
 
 
@@ -279,9 +293,20 @@ def _run(root: str, options: dict[str, Any], words: list[str]) -> int:
     try:
         if console is not None:
             os.close(console)
+        waiting = None
+        if settings["notify"]:
+            from pycontain.runtime.handover import readiness
+
+            waiting = readiness(f"{root}/{id}")
         running.start()
         if signals is None:
+            if waiting is not None:
+                waiting.pass_on(running.pid)
             return 0
+        if waiting is not None:
+            from _thread import start_new_thread
+
+            start_new_thread(waiting.pass_on, (running.pid,))
         status = foreground(running, ours, signals)
     except BaseException:
         control.delete(id, root=root, force=True)

@@ -177,7 +177,13 @@ class Container:
 
     def remove(self) -> None:
         for name in os.listdir(self.directory):
-            os.unlink(f"{self.directory}/{name}")
+            path = f"{self.directory}/{name}"
+            try:
+                os.unlink(path)
+            except IsADirectoryError:  # "notify", of sd_notify(3)
+                for inner in os.listdir(path):
+                    os.unlink(f"{path}/{inner}")
+                os.rmdir(path)
         os.rmdir(self.directory)
         self.close()
 

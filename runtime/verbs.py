@@ -51,9 +51,11 @@ COMMANDS: dict[str, tuple[str, str, dict[str, tuple[str, str]]]] = {
             "-c": ("cap", "list"),
             "--no-new-privs": ("no_new_privs", "bool"),
             "--preserve-fds": ("preserve_fds", "value"),
-            "--apparmor": ("an AppArmor profile", "no value"),
-            "--process-label": ("a process label", "no value"),
-            "--cgroup": ("a cgroup of its own", "no value"),
+            "--apparmor": ("apparmor", "value"),
+            "--process-label": ("process_label", "value"),
+            "--cgroup": ("cgroup", "list"),
+            "--ignore-paused": ("ignore_paused", "bool"),
+            "--pidfd-socket": ("pidfd_socket", "value"),
         },
     ),
     "list": ("", "list containers", {**_FORMAT, "--quiet": ("quiet", "bool"), "-q": ("quiet", "bool")}),
@@ -102,7 +104,17 @@ def usage(name: str | None = None) -> int:
 def _start(root: str, options: dict[str, Any], words: list[str]) -> int:
     from pycontain.runtime import control
 
+    if b"NOTIFY_SOCKET" not in os.environ:
+        control.start(words[0], root=root)
+        return 0
+    from pycontain.runtime.handover import readiness
+    from pycontain.runtime.lifecycle import state
+
+    pid = state(words[0], root=root).get("pid", 0)
+    waiting = readiness(f"{root}/{words[0]}")
     control.start(words[0], root=root)
+    if waiting is not None:
+        waiting.pass_on(pid)
     return 0
 
 
@@ -164,7 +176,12 @@ def _exec(root: str, options: dict[str, Any], words: list[str]) -> int:
         console=console,
         pid_file=options.get("pid_file"),
         preserve_fds=preserved(options),
+        ignore_paused=options.get("ignore_paused", False),
+        cgroup=options.get("cgroup"),
+        pidfd_socket=options.get("pidfd_socket"),
     )
+    for warning in running.process.plan.warnings:
+        os.write(2, f"pycontain-runtime: warning: {warning}\n".encode())
     if console is not None:
         os.close(console)
     return 0 if signals is None else foreground(running, ours, signals)
@@ -209,6 +226,9 @@ def _exec_process(root: str, options: dict[str, Any], words: list[str]) -> dict[
             caps[kind] = [*(caps.get(kind) or ()), *names]
     if options.get("no_new_privs"):
         process["noNewPrivileges"] = True
+    for option, key in (("apparmor", "apparmorProfile"), ("process_label", "selinuxLabel")):
+        if option in options:
+            process[key] = options[option]
     return process
 
 

@@ -293,6 +293,11 @@ def weight_of_shares(shares: int) -> int:
     return min(max(ceil(10 ** ((power * power + 125 * power) / 612 - 7 / 34)), 1), 10000)
 
 
+def only_a_parent(directory: str) -> bool:
+    """Whether processes can be below this cgroup only, as it gives controllers to its children (cgroups(7))."""
+    return bool(read(f"{directory}/cgroup.subtree_control").strip())
+
+
 class PlannedCgroup(CgroupV2):
     """A cgroup of a machine's guest: what ``create`` and ``apply`` would do here, as operations of a plan."""
 

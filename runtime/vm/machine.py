@@ -54,12 +54,16 @@ _NO_LSM = {"apparmor": False, "selinux": False}
 _DEVICE_KVM = {"allow": True, "type": "c", "major": 10, "minor": 232, "access": "rwm"}
 
 
-def machine_for(config: dict[str, Any], *arguments: Any, preserve_fds: int = 0, **settings_: Any) -> Machine | None:
+def machine_for(
+    config: dict[str, Any], *arguments: Any, preserve_fds: int = 0, notify: bool = False, **settings_: Any
+) -> Machine | None:
     """The machine for the container of ``config``, or None where it is to run in namespaces of this host."""
     if not settings.wanted(config):
         return None
     if preserve_fds:
         raise Unsupported("--preserve-fds: a descriptor of the host does not get into a machine")
+    if notify:
+        raise Unsupported("NOTIFY_SOCKET: a socket of the host does not get into a machine")
     return Machine(config, *arguments, **settings_)
 
 

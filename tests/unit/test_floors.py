@@ -20,7 +20,7 @@ RUNTIME = (
     {"errors", "jsontext", "paths"},
     {"kernel", "spec", "state", "hooks"},
     {"plan"},
-    {"channel", "executor", "terminal", "idmaps", "rootless", "seccomp_agent"},
+    {"channel", "executor", "terminal", "idmaps", "rootless", "seccomp_agent", "handover"},
     {"namespaces", "vm"},
     {"control", "creation", "example"},
     {"lifecycle", "update", "events"},

@@ -68,7 +68,13 @@ def start(id: str, *, root: str) -> None:
             from pycontain.runtime.vm.port import START_SECONDS
 
             process.takes(plan, START_SECONDS)
-        started(container, process)
+        try:
+            started(container, process)
+        except PycontainError:
+            # containerd deletes at once what did not start, if it has ended by then, and never where it has not.
+            if "machine" not in container.fields:
+                _wait_gone(container)
+            raise
 
 
 def started(container: Container, process: Process) -> None:

@@ -173,6 +173,12 @@ def _conmon() -> str | None:
     return _try("conmon", "--version")
 
 
+@probe("docker")
+def _docker() -> str | None:
+    """The daemon, and the client that came with it: another of that name may be first on PATH."""
+    return _try("dockerd", "--version") or _try("/usr/bin/docker", "--version")
+
+
 @probe("qemu")
 def _qemu() -> str | None:
     return _try("qemu-system-x86_64", "--version")
@@ -269,7 +275,7 @@ def _module(name: str) -> None:
         return None if importlib.util.find_spec(name) else f"the Python module {name} is not installed"
 
 
-for _name in ("newuidmap", "runc", "crun", "podman", "getpcaps", "skopeo", "umoci", "clang", "htpasswd", "openssl", "unshare", "strace", "cpio", "mkfs.erofs"):
+for _name in ("newuidmap", "runc", "crun", "podman", "getpcaps", "skopeo", "umoci", "clang", "htpasswd", "openssl", "unshare", "strace", "cpio", "mkfs.erofs", "containerd"):
     _command(_name)
 for _name in ("cgroupspy", "pyroute2", "jsonschema", "prctl"):
     _module(_name)

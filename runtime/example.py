@@ -87,7 +87,7 @@ def rootless(uid: int, gid: int) -> dict[str, Any]:
 def features() -> dict[str, Any]:
     """The features object of features.md and features-linux.md."""
     from pycontain.runtime.plan.identity import CAPS
-    from pycontain.runtime.plan.mounts import CLEARS, FLAGS, PROPAGATION
+    from pycontain.runtime.plan.mounts import CLEARS, FLAGS, PROPAGATION, SPECIAL
     from pycontain.runtime.plan.plan import NAMESPACES
     from pycontain.runtime.plan.seccomp import ACTIONS, OPERATORS
     from pycontain.runtime.plan.seccomp import FLAGS as SECCOMP_FLAGS
@@ -95,13 +95,14 @@ def features() -> dict[str, Any]:
     recursive = ["r" + name for name, (_, attr) in FLAGS.items() if attr is not None]
     recursive += ["r" + name for name, sets in CLEARS.items() if FLAGS[sets][1] is not None]
     spread = [*PROPAGATION, *("r" + name for name in PROPAGATION)]
+    options = {"bind", "rbind", "remount", "defaults", *FLAGS, *CLEARS, *SPECIAL, *recursive, *spread}
     absent: dict[str, Any] = {"enabled": False}
     return {
         "ociVersionMin": "1.0.0",
         "ociVersionMax": "1.3.0",
         "hooks": ["prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop"],
         "potentiallyUnsafeConfigAnnotations": ["org.pycontain.isolation"],  # which executor: vm or namespaces
-        "mountOptions": sorted({"bind", "rbind", "remount", "defaults", *FLAGS, *CLEARS, *recursive, *spread}),
+        "mountOptions": sorted(options),
         "linux": {
             "namespaces": sorted(NAMESPACES),
             "capabilities": list(CAPS),
@@ -118,7 +119,7 @@ def features() -> dict[str, Any]:
             "selinux": absent,
             "intelRdt": absent,
             "memoryPolicy": {},
-            "mountExtensions": {"idmap": absent},
+            "mountExtensions": {"idmap": {"enabled": True}},
             "netDevices": absent,
         },
     }

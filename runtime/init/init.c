@@ -162,7 +162,7 @@ static char **l_(struct cursor *a)
 }
 
 #include "mounts.h"
-#include "rootless.h"
+#include "copyup.h"
 #include "agent.h"
 #include "stand_in.h"
 #include "process.h"
@@ -444,7 +444,17 @@ static void carry_out(uint32_t code, struct cursor *a)
 	case OP_dumpable: TRY(prctl(PR_SET_DUMPABLE, u_(a), 0, 0, 0)); break;
 	/* Where none of our own is to be had; not yet covered by anything that the container has a say in. */
 	case OP_host_procfs: procfs = TRY(open("/proc", O_PATH | O_DIRECTORY | O_CLOEXEC)); break;
-	case OP_bind_device: op_bind_device(a); break;
+	case OP_tree: op_tree(a); break;
+	case OP_attach: {
+		uint64_t slot = u_(a);
+		attach_at(trees[slot % TREES_MAX], s_(a));
+		break;
+	}
+	case OP_remount: op_remount(a); break;
+	case OP_copy_up: op_copy_up(a); break;
+	case OP_device: op_device(a); break;
+	case OP_root: root = TRY(open(s_(a), O_PATH | O_DIRECTORY | O_CLOEXEC)); break;
+	case OP_chroot_to: root = u_(a); op_chroot(); break;
 	}
 }
 

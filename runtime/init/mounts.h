@@ -15,11 +15,24 @@
 #define MOVE_MOUNT_T_EMPTY_PATH 0x40
 #define FSMOUNT_CLOEXEC 1
 #define FSOPEN_CLOEXEC 1
+#define FSPICK_CLOEXEC 1
+#define FSPICK_EMPTY_PATH 8
+#define FSCONFIG_SET_FLAG 0
+#define FSCONFIG_SET_STRING 1
 #define FSCONFIG_CMD_CREATE 6
+#define FSCONFIG_CMD_RECONFIGURE 7
 #define MOUNT_ATTR_RDONLY 1
+#define MOUNT_ATTR_IDMAP 0x100000
 #ifndef AT_RECURSIVE
 #define AT_RECURSIVE 0x8000
 #endif
+/* How bind and tree treat their source, how mknod treats what is there, how tmpfs treats what it covers: as
+ * plan/mounts.py has them. */
+#define RECURSIVE 1u
+#define NO_FOLLOW 2u
+#define COPY_LINK 4u
+#define EXACT 1u
+#define TREES_MAX 128
 
 struct mount_attr_ {
 	uint64_t set, clear, propagation, userns_fd;
@@ -121,16 +134,136 @@ static void op_mount(struct cursor *a)
 	close(fd);
 }
 
+static void configure(int fs, unsigned command, const char *key, const char *value)
+{
+	char log[120];
+
+	if (syscall(SYS_fsconfig, fs, command, key, value, 0) == 0)
+		return;
+	int error = errno;
+	/* What the file system has to say against it, behind a letter for the level and a blank. */
+	ssize_t n = read(fs, log, sizeof log - 1);
+	log[n < 0 ? 0 : n] = '\0';
+	fail(error, n > 2 ? log + 2 : "fsconfig");
+}
+
+static void configure_all(int fs, char **options)
+{
+	for (; *options; options++) {
+		char *value = strchr(*options, '=');
+		if (value)
+			*value++ = '\0'; /* the plan is ours alone: a private mapping */
+		configure(fs, value ? FSCONFIG_SET_STRING : FSCONFIG_SET_FLAG, *options, value);
+	}
+}
+
+static void op_remount(struct cursor *a)
+{
+	int at = TRY(in_root(s_(a), O_PATH));
+	int fs = TRY(syscall(SYS_fspick, at, "", FSPICK_CLOEXEC | FSPICK_EMPTY_PATH));
+	configure_all(fs, l_(a));
+	configure(fs, FSCONFIG_CMD_RECONFIGURE, NULL, NULL);
+	close(fs);
+	close(at);
+}
+
+static int source_tree(const char *source, uint64_t how)
+{
+	return TRY(syscall(SYS_open_tree, AT_FDCWD, source,
+			   OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | (how & RECURSIVE ? AT_RECURSIVE : 0) |
+				   (how & NO_FOLLOW ? AT_SYMLINK_NOFOLLOW : 0)));
+}
+
+static void attach_at(int tree, const char *target)
+{
+	struct stat st;
+	TRY(fstat(tree, &st));
+	attach(tree, TRY(mount_point(target, S_ISDIR(st.st_mode), false)));
+}
+
+/* A link of the same text, where the source is a symbolic link. */
+static bool link_copied(const char *source, const char *target)
+{
+	char name[NAME_MAX + 1], text[PATH_MAX], there[PATH_MAX];
+	ssize_t n = readlinkat(AT_FDCWD, source, text, sizeof text - 1);
+
+	if (n < 0)
+		return false;
+	text[n] = '\0';
+	int dir = TRY(parent_of(target, false, name));
+	if (symlinkat(text, dir, name) < 0) {
+		if (errno != EEXIST)
+			fail(errno, "symlinkat");
+		ssize_t have = readlinkat(dir, name, there, sizeof there);
+		if (have != n || memcmp(there, text, n))
+			fail(EEXIST, "something else is there than the link to copy");
+	}
+	close(dir);
+	return true;
+}
+
 static void op_bind(struct cursor *a)
 {
 	const char *source = s_(a), *target = s_(a);
-	bool recursive = u_(a);
-	struct stat st;
-	int tree = TRY(syscall(SYS_open_tree, AT_FDCWD, source,
-			       OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | (recursive ? AT_RECURSIVE : 0)));
-	TRY(fstat(tree, &st));
-	int at = TRY(mount_point(target, S_ISDIR(st.st_mode), false));
-	attach(tree, at);
+	uint64_t how = u_(a);
+
+	if (!(how & COPY_LINK) || !link_copied(source, target))
+		attach_at(source_tree(source, how), target);
+}
+
+/* A user namespace with these maps, for the ids of a mount. It is a process's, so one lives as long as it takes. */
+static int id_namespace(const char *uids, const char *gids)
+{
+	const char *names[] = { "uid_map", "gid_map" }, *maps[] = { uids, gids };
+	struct clone_args args = { .flags = CLONE_NEWUSER, .exit_signal = SIGCHLD };
+	char path[64];
+	int hold[2];
+
+	TRY(pipe2(hold, O_CLOEXEC));
+	pid_t pid = TRY(syscall(SYS_clone3, &args, sizeof args));
+	if (pid == 0) {
+		close(hold[1]);
+		_exit(read(hold[0], path, 1) != 0); /* the end of its maker is its own */
+	}
+	for (int i = 0; i < 2; i++) {
+		snprintf(path, sizeof path, "/proc/%d/%s", pid, names[i]);
+		int fd = TRY(open(path, O_WRONLY | O_CLOEXEC));
+		if (write(fd, maps[i], strlen(maps[i])) < 0)
+			fail(errno, names[i]);
+		close(fd);
+	}
+	snprintf(path, sizeof path, "/proc/%d/ns/user", pid);
+	int fd = TRY(open(path, O_RDONLY | O_CLOEXEC));
+	close(hold[0]);
+	close(hold[1]);
+	TRY(waitpid(pid, NULL, 0));
+	return fd;
+}
+
+static int trees[TREES_MAX];
+
+/* A source taken before the first process is cloned: while we are still root of the host, whose mounts only its root
+ * may map ids of, and before all mounts are made slaves, so that one that is shared stays in its peer group. */
+static void op_tree(struct cursor *a)
+{
+	uint64_t slot = u_(a);
+	const char *source = s_(a);
+	int tree = source_tree(source, u_(a));
+	struct mount_attr_ spread = { .propagation = u_(a) }, map = { .set = MOUNT_ATTR_IDMAP };
+	uint64_t mapped = u_(a), fd = u_(a); /* mapped: 0 no, 1 this mount, 2 those below it too */
+	const char *uids = s_(a), *gids = s_(a);
+
+	if (slot >= TREES_MAX)
+		fail(E2BIG, "too many mounts");
+	if (mapped) {
+		map.userns_fd = fd == NO_FD ? (uint64_t)id_namespace(uids, gids) : fd;
+		set_attr(tree, &map, mapped == 2);
+		if (fd == NO_FD)
+			close(map.userns_fd);
+	}
+	if (spread.propagation)
+		set_attr(tree, &spread, true);
+	trees[slot] = tree;
 }
 
 static void op_attr(struct cursor *a)
@@ -177,6 +310,29 @@ static void op_symlink(struct cursor *a)
 	close(dir);
 }
 
+static bool same_device(const struct stat *st, mode_t mode, dev_t dev)
+{
+	return (st->st_mode & S_IFMT) == (mode & S_IFMT) && (S_ISFIFO(mode) || st->st_rdev == dev);
+}
+
+/* Where mknod(2) is not allowed: the host's node, if it is the device that is meant, with the mode that is meant. */
+static void op_device(struct cursor *a)
+{
+	const char *path = s_(a);
+	mode_t mode = u_(a);
+	dev_t dev = u_(a);
+	bool any_mode = u_(a);
+	struct stat st;
+	int tree = source_tree(path, 0);
+
+	TRY(fstat(tree, &st));
+	if (!same_device(&st, mode, dev))
+		fail(ENODEV, "the host has another device there");
+	if (!any_mode && (st.st_mode & 07777) != (mode & 07777))
+		fail(EPERM, "the host's node has another mode");
+	attach_at(tree, path);
+}
+
 static void op_mknod(struct cursor *a)
 {
 	char name[NAME_MAX + 1];
@@ -185,6 +341,7 @@ static void op_mknod(struct cursor *a)
 	dev_t dev = u_(a);
 	uid_t uid = u_(a);
 	gid_t gid = u_(a);
+	uint64_t how = u_(a);
 	int dir = TRY(parent_of(path, false, name));
 
 	if (mknodat(dir, name, mode, dev) < 0) {
@@ -193,7 +350,9 @@ static void op_mknod(struct cursor *a)
 			fail(errno, "mknodat");
 		/* There already: leave it only if it is that very device. */
 		TRY(fstatat(dir, name, &st, AT_SYMLINK_NOFOLLOW));
-		if ((st.st_mode & S_IFMT) != (mode & S_IFMT) || (!S_ISFIFO(mode) && st.st_rdev != dev)) {
+		if (!same_device(&st, mode, dev)) {
+			if (how & EXACT)
+				fail(EEXIST, "something else is there than this device");
 			TRY(unlinkat(dir, name, 0));
 			TRY(mknodat(dir, name, mode, dev));
 		}

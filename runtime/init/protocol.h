@@ -29,7 +29,7 @@
 	OP(15, attr, "suuuu")           \
 	OP(16, mkdir, "suuu")           \
 	OP(17, symlink, "ss")           \
-	OP(18, mknod, "suuuu")          \
+	OP(18, mknod, "suuuuu")         \
 	OP(19, mask, "s")               \
 	OP(20, readonly, "s")           \
 	OP(21, sysctl, "ss")            \
@@ -68,6 +68,13 @@
 	OP(54, sync_disks, "")          \
 	OP(55, file, "sub")             \
 	OP(56, branch, "uu")            \
+	OP(70, tree, "usuuuuss")        \
+	OP(71, attach, "us")            \
+	OP(72, remount, "sl")           \
+	OP(73, copy_up, "ssul")         \
+	OP(75, device, "suuu")          \
+	OP(76, root, "s")               \
+	OP(77, chroot_to, "u")          \
 	OP(85, scheduler, "uuuuuuu")    \
 	OP(86, io_priority, "u")        \
 	OP(87, affinity, "b")           \
@@ -76,7 +83,6 @@
 	OP(90, raise_limit, "uu")       \
 	OP(91, seccomp_notify, "bu")    \
 	OP(100, dumpable, "u")          \
-	OP(101, bind_device, "suu")     \
 	OP(102, host_procfs, "")
 
 /* The channel: u32 type, u32 bytes, payload. */

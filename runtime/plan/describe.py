@@ -6,7 +6,7 @@ from string import Formatter
 
 from pycontain.runtime.plan.identity import CAPS, RLIMITS
 from pycontain.runtime.plan.mounts import ATIME, CLEARS, FLAGS, MS_REC, PROPAGATION
-from pycontain.runtime.plan.ops import REAP
+from pycontain.runtime.plan.ops import NO_FD, REAP
 from pycontain.runtime.plan.plan import NAMESPACES
 from pycontain.runtime.plan.process import IO_CLASSES, MEMORY_FLAGS, MEMORY_MODES, POLICIES, SCHEDULER_FLAGS, listed
 
@@ -34,6 +34,13 @@ WORDS = {
     "root_overlay": "mount overlay on {0} as root file system: lower {1}, upper {2}, work {3}{4}",
     "mount": "mount {2} ({0}) on {1}{mount}",
     "bind": "bind {0} on {1}{tree}",
+    "tree": "take {1}{source} for mount {0}{ids}",
+    "attach": "attach mount {0} on {1}",
+    "remount": "remount {0}: {1}",
+    "copy_up": "mount tmpfs ({0}) on {1} with a copy of what is there{words}",
+    "device": "bind the host's {node} {0}",
+    "root": "take {0} as root directory",
+    "chroot_to": "chroot into the directory at descriptor {0}",
     "attr": "set {0}{below} {attributes}",
     "mkdir": "make directory {0} (mode {1:04o}, owner {2}:{3}) if it is missing",
     "symlink": "make symbolic link {1} to {0}",
@@ -77,7 +84,6 @@ WORDS = {
     "branch": "let another process, in new namespaces ({kinds[1]}), carry out the next {0} operations",
     "host_procfs": "take the procfs of the host",
     "dumpable": "let the id maps be written to our files in /proc: {0}",
-    "bind_device": "bind the host's {node} {0}",
     "file": "make file {0} (mode {1:04o}, {2} bytes)",
     "scheduler": "set the scheduling policy to {scheduler}",
     "io_priority": "set the I/O priority to {io}",
@@ -141,6 +147,25 @@ def _spread(value: Any) -> str:
     return _names(value & ~MS_REC, PROPAGATION.items()) if isinstance(value, int) else ""
 
 
+def _source(how: int) -> str:
+    words = (" with what is mounted below it", ", the link itself,", " (or copy the link that it is)")
+    return "".join(text for i, text in enumerate(words) if how >> i & 1)
+
+
+def _ids(values: list[Any]) -> str:
+    if not values[4]:
+        return ""
+    below = " below it too" if values[4] == 2 else ""
+    if values[5] != NO_FD:
+        return f", its ids{below} mapped by the user namespace at descriptor {values[5]}"
+    maps = ("; ".join(text.strip().splitlines()) for text in values[6:8])
+    return f", its ids{below} mapped: users {{}}, groups {{}}".format(*maps)
+
+
+def _flags(attributes: int) -> int:
+    return sum(flag for flag, attr in FLAGS.values() if attr and attributes & attr == attr)
+
+
 def _node(values: list[Any]) -> str:
     kind = {0o020000: "character device", 0o060000: "block device", 0o010000: "fifo"}[values[1] & 0o170000]
     number = values[2]
@@ -174,7 +199,10 @@ _READINGS: dict[str, Callable[[list[Any]], Any]] = {
     "mount": _mount,
     "attributes": _attributes,
     "below": lambda values: " and what is below it" if values[4] else "",
-    "tree": lambda values: " with what is mounted below it" if values[2] else "",
+    "tree": lambda values: _source(values[2]),
+    "source": lambda values: _source(values[2]),
+    "ids": lambda values: _ids(values),
+    "words": lambda values: _mount(["", "", "", _flags(values[2]), ",".join(values[3])]),
     "spread": lambda values: [_spread(v) for v in values],
     "node": _node,
     "mode": lambda values: values[1] & 0o7777,

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from pycontain.runtime.plan.ops import Op
+    from pycontain.runtime.plan.plan import Plan
 
 # mount(2) flags, and mount_setattr(2) attributes (None: not an attribute of one mount but of its file system).
 _MS_REMOUNT, _MS_BIND, MS_REC = 32, 4096, 16384
@@ -50,7 +51,7 @@ CLEARS = {
     "nolazytime": "lazytime",
 }
 PROPAGATION = {"unbindable": 1 << 17, "private": 1 << 18, "slave": 1 << 19, "shared": 1 << 20}
-_NOT_BUILT = ("tmpcopyup", "idmap", "ridmap", "copy-symlink", "src-nofollow")
+SPECIAL = ("tmpcopyup", "idmap", "ridmap", "copy-symlink", "src-nofollow")  # the last two are crun's
 
 
 class Options:
@@ -67,6 +68,7 @@ class Options:
         "rec_clear",
         "rec_set",
         "remount",
+        "special",
         "superblock",
     )
 
@@ -74,6 +76,7 @@ class Options:
         self.flags = self.attr_set = self.attr_clear = self.rec_set = self.rec_clear = 0
         self.bind = self.rec = self.remount = False
         self.propagation: list[tuple[int, bool]] = []
+        self.special: list[tuple[str, str]] = []  # options of special_mounts, each with its JSON path
         self.superblock: str | None = None
         data = []
         for i, option in enumerate(options):
@@ -88,8 +91,8 @@ class Options:
                 self.bind, self.rec = True, option == "rbind" or self.rec
             elif option == "remount":
                 self.remount = True
-            elif option.split("=")[0] in _NOT_BUILT:
-                raise Unsupported(f"{path}[{i}]: the mount option {option!r} is not built yet")
+            elif option.split("=")[0] in SPECIAL:
+                self.special.append((option, f"{path}[{i}]"))
             elif option != "defaults":
                 data.append(option)
         self.data = ",".join(data)
@@ -129,35 +132,48 @@ def _switch(sets: int, clears: int, bit: int, on: bool) -> tuple[int, int]:
     return (sets | bit, clears & ~bit) if on else (sets & ~bit, clears | bit)
 
 
-def mount_ops(mount: dict[str, Any], path: str, bundle: str, cgroup: CgroupView) -> tuple[list[Op], list[Op]]:
+def mount_ops(mount: dict[str, Any], path: str, bundle: str, cgroup: CgroupView, p: Plan) -> tuple[list[Op], list[Op]]:
     """``(operations, operations due after the devices are made)`` of one entry of ``$.mounts``.
 
     Raises SpecError or Unsupported with the JSON path of the option at fault.
     """
     target = mount["destination"]
-    if not target.startswith("/"):
-        raise SpecError(f"{path}.destination", f"found {target!r}, wanted an absolute path")
-    for key in ("uidMappings", "gidMappings"):
-        if mount.get(key):
-            raise Unsupported(f"{path}.{key}: id-mapped mounts are not built yet")
-    options = Options(mount.get("options") or [], f"{path}.options")
+    if target[:1] != "/":
+        target = f"/{target}"  # deprecated, and to be taken as relative to the root (config.md, "Mounts")
+    given = mount.get("options") or []
+    options = Options(given, f"{path}.options")
     kind, source = mount.get("type") or "", mount.get("source") or ""
-    if options.bind or kind in ("bind", "none") and not options.remount:
+    mapped = mount.get("uidMappings") or mount.get("gidMappings")
+    if options.remount:
+        from pycontain.runtime.plan.special_mounts import remount
+
+        return remount(path, given, options, target), []
+    if not target.strip("/."):
+        raise SpecError(f"{path}.destination", f"found {target!r}, wanted a path below the root file system")
+    if options.bind or kind in ("bind", "none"):
         options.bind = True
         if not source:
             raise SpecError(f"{path}.source", "found nothing, wanted the path to bind")
-        if options.superblock:
-            name = options.superblock
+        name = options.superblock or options.data
+        if name:
             raise SpecError(
                 f"{path}.options", f"found {name!r}: it belongs to a file system, a bind mount cannot have it"
             )
-        if not source.startswith("/"):
+        if source[0] != "/":
             source = f"{bundle}/{source}"
+        if options.special or mapped or p.shared:
+            from pycontain.runtime.plan.special_mounts import bind
+
+            return bind(mount, path, options, source, target, p), []
         return [("bind", source, target, int(options.rec)), *options.attributes(target)], []
-    if options.remount:
-        return options.attributes(target), []
     if not kind:
         raise SpecError(f"{path}.type", "found nothing, wanted a file system type or the option bind")
+    if mapped:
+        raise Unsupported(f"{path}.uidMappings: a file system of type {kind!r}: ids are mapped for bind mounts")
+    if options.special:
+        from pycontain.runtime.plan.special_mounts import mount as special_mount
+
+        return special_mount(path, given, options, kind, source, target), []
     if kind == "cgroup":
         return cgroup.mounts(target, options), []
     late: list[Op] = []
@@ -218,7 +234,10 @@ _TYPES = {"c": 0o020000, "u": 0o020000, "b": 0o060000, "p": 0o010000}
 
 
 def device_ops(devices: list[dict[str, Any]], bind: bool) -> list[Op]:
-    """The default devices of config-linux.md, then ``$.linux.devices``; bind mounts where mknod(2) is not allowed."""
+    """The default devices of config-linux.md, then ``$.linux.devices``; bind mounts where mknod(2) is not allowed.
+
+    A default device takes the place of what the image has there; one that is asked for must not (config-linux.md).
+    """
     ops: list[Op] = []
     asked = {d["path"] for d in devices}
     for name, major, minor in DEFAULT_DEVICES:
@@ -226,29 +245,43 @@ def device_ops(devices: list[dict[str, Any]], bind: bool) -> list[Op]:
         if path in asked:
             continue
         if bind:
-            ops.append(("bind", path, path, 0))
+            ops.append(("device", path, 0o020000, _dev(major, minor), 1))
         else:
-            ops.append(("mknod", path, 0o020666, _dev(major, minor), 0, 0))
+            ops.append(("mknod", path, 0o020666, _dev(major, minor), 0, 0, 0))
     for i, device in enumerate(devices):
-        path, kind = device["path"], device["type"]
-        if kind not in _TYPES:
-            raise SpecError(f"$.linux.devices[{i}].type", f"found {kind!r}, wanted c, b, u or p")
-        if not path.startswith("/"):
-            raise SpecError(f"$.linux.devices[{i}].path", f"found {path!r}, wanted an absolute path")
-        if kind != "p" and ("major" not in device or "minor" not in device):
-            raise SpecError(f"$.linux.devices[{i}].major", "found nothing, wanted the device's major and minor number")
-        if bind and kind != "p":
-            ops.append(("bind", path, path, 0))
-            continue
-        mode = _TYPES[kind] | device.get("fileMode", 0o666) & 0o7777
-        number = 0 if kind == "p" else _dev(device["major"], device["minor"])
-        ops.append(("mknod", path, mode, number, device.get("uid", 0), device.get("gid", 0)))
+        ops.append(_device(device, f"$.linux.devices[{i}]", bind))
     ops.extend(("symlink", target, f"/dev/{name}") for target, name in _LINKS)
     if "/dev/ptmx" not in asked:
         ops.append(("symlink", "pts/ptmx", "/dev/ptmx"))
     return ops
 
 
+def _device(device: dict[str, Any], where: str, bind: bool) -> Op:
+    path, kind = device["path"], device["type"]
+    if kind not in _TYPES:
+        raise SpecError(f"{where}.type", f"found {kind!r}, wanted c, b, u or p")
+    if path[:1] != "/":
+        raise SpecError(f"{where}.path", f"found {path!r}, wanted an absolute path")
+    mode, uid, gid = device.get("fileMode"), device.get("uid") or 0, device.get("gid") or 0
+    for name, value in (("uid", uid), ("gid", gid)):
+        if value > 0xFFFFFFFE:
+            raise SpecError(f"{where}.{name}", f"found {value}, wanted at most 4294967294")
+    number = 0
+    if kind != "p":
+        if "major" not in device or "minor" not in device:
+            raise SpecError(f"{where}.major", "found nothing, wanted the device's major and minor number")
+        for name, most in (("major", 0xFFF), ("minor", 0xFFFFF)):  # the kernel keeps 12 and 20 bits of them
+            if not 0 <= device[name] <= most:
+                raise SpecError(f"{where}.{name}", f"found {device[name]}, wanted 0 to {most}")
+        number = _dev(device["major"], device["minor"])
+        if bind:
+            if uid or gid:
+                key = "uid" if uid else "gid"
+                raise Unsupported(f"{where}.{key}: in a user namespace the device is the host's node, with its owner")
+            return ("device", path, _TYPES[kind] | (mode or 0) & 0o7777, number, int(mode is None))
+    return ("mknod", path, _TYPES[kind] | (0o666 if mode is None else mode) & 0o7777, number, uid, gid, 1)
+
+
 def _dev(major: int, minor: int) -> int:
-    """makedev(3) as the C library encodes a device number in 64 bits."""
-    return (major & 0xFFF) << 8 | minor & 0xFF | (minor & ~0xFF) << 12 | (major & ~0xFFF) << 32
+    """makedev(3) as the C library encodes a device number: minor bits below and above the major number's."""
+    return major << 8 | minor & 0xFF | (minor & ~0xFF) << 12

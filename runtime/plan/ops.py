@@ -39,7 +39,7 @@ TABLE = {
     "attr": (15, "suuuu"),
     "mkdir": (16, "suuu"),
     "symlink": (17, "ss"),
-    "mknod": (18, "suuuu"),
+    "mknod": (18, "suuuuu"),
     "mask": (19, "s"),
     "readonly": (20, "s"),
     "sysctl": (21, "ss"),
@@ -78,6 +78,13 @@ TABLE = {
     "sync_disks": (54, ""),
     "file": (55, "sub"),
     "branch": (56, "uu"),
+    "tree": (70, "usuuuuss"),
+    "attach": (71, "us"),
+    "remount": (72, "sl"),
+    "copy_up": (73, "ssul"),
+    "device": (75, "suuu"),
+    "root": (76, "s"),
+    "chroot_to": (77, "u"),
     "scheduler": (85, "uuuuuuu"),
     "io_priority": (86, "u"),
     "affinity": (87, "b"),
@@ -87,7 +94,6 @@ TABLE = {
     "seccomp_notify": (91, "bu"),
     "dumpable": (100, "u"),
     "host_procfs": (102, ""),
-    "bind_device": (101, "suu"),
 }
 
 

@@ -50,13 +50,15 @@ class Plan:
     """
 
     __slots__ = (
-        "base", "console", "files", "gid_maps", "hint", "hooks", "into", "joins", "late", "ops", "uid_maps",
-        "warnings",
+        "base", "console", "early", "files", "gid_maps", "hint", "hooks", "into", "joins", "late", "ops", "private",
+        "shared", "uid_maps", "warnings",
     )  # fmt: skip
 
     def __init__(self, base: int, into: bool, joins: int) -> None:
         self.ops: list[Op] = []
+        self.early: list[Op] = []  # before all others: with the host's rights and mounts
         self.late: list[Op] = []
+        self.private = self.shared = False  # the root's propagation, where it is that
         self.base = base
         self.into = into
         self.joins = joins
@@ -85,6 +87,10 @@ class Plan:
         """
         op = ("setns", self.file(path), NAMESPACES[kind])
         (self.late if kind == "cgroup" else self.ops).append(op)
+
+    def joined(self, kind: str) -> int | None:
+        """The descriptor of the namespace of that kind that is entered by its file, if one is."""
+        return next((op[1] for op in self.ops if op[0] == "setns" and op[2] == NAMESPACES[kind]), None)
 
     def clone(self, flags: int) -> None:
         """The first process, in its cgroup from its first moment where cgroup2 is there; the rest it joins itself."""
@@ -161,7 +167,7 @@ def plan(
         label_mounts(p.ops, linux["mountLabel"], host)
     _oom_score(p, process)
     p.ops.extend(sysctls)
-    _enter_root(p, spec, no_pivot)
+    _enter_root(p, spec, new, no_pivot)
     p.ops.append(("ready", p.after_files() + p.console if listen else _ops.NO_FD))
     _hooks(p, "startContainer")
     process_ops(p, process, linux, host, reap=reap, user_namespace=_user_namespace(p, new))
@@ -169,6 +175,8 @@ def plan(
         from pycontain.runtime.plan.process import affinity
 
         affinity(process)  # of exec's processes, but a fault in it is this configuration's
+    if p.early:
+        p.ops[:0] = p.early
     return p
 
 
@@ -232,14 +240,14 @@ def _namespaces(p: Plan, spec: Spec, linux: dict[str, Any]) -> int:
         if not uid_maps or not gid_maps:
             raise SpecError("$.linux.uidMappings", "found nothing, wanted mappings for the new user namespace")
         p.uid_maps, p.gid_maps = uid_maps, gid_maps
-    elif uid_maps or gid_maps:
+    elif (uid_maps or gid_maps) and not asked.get("user"):  # one that is joined has its own; podman gives dummies then
         raise SpecError("$.linux.uidMappings", "found mappings, but no new user namespace in $.linux.namespaces")
     return new
 
 
 def _user_namespace(p: Plan, new: int) -> bool:
     """Whether the container is in another user namespace than ours, new or joined."""
-    return bool(new & NAMESPACES["user"]) or any(op[0] == "setns" and op[2] == NAMESPACES["user"] for op in p.ops)
+    return bool(new & NAMESPACES["user"]) or p.joined("user") is not None
 
 
 def _sysctls(linux: dict[str, Any], new: int, p: Plan) -> list[Op]:
@@ -277,37 +285,35 @@ def _names(p: Plan, spec: Spec, new: int) -> None:
 
 def _filesystem(p: Plan, spec: Spec, host: Host, rootfs: dict[str, Any], bundle: str, new: int, cgroup: str) -> None:
     linux, process = spec.get("linux") or {}, spec["process"]
-    own_mounts = bool(new & NAMESPACES["mount"])
-    propagation = linux.get("rootfsPropagation") or "rslave"
-    if propagation not in ("private", "rprivate", "slave", "rslave", "unbindable", "runbindable", "shared", "rshared"):
+    wish = linux.get("rootfsPropagation")
+    propagation = wish or "rslave"
+    kind = propagation[1:] if propagation[0] == "r" else propagation
+    if kind not in PROPAGATION:
         raise SpecError(
-            "$.linux.rootfsPropagation", f"found {propagation!r}, wanted one of private, slave, unbindable, shared"
+            "$.linux.rootfsPropagation",
+            f"found {propagation!r}, wanted private, slave, unbindable or shared, or one of them with an r before it",
         )
-    if propagation.endswith("shared"):
-        raise Unsupported(f"$.linux.rootfsPropagation: {propagation!r} is not built yet")
-    if not own_mounts:
-        raise Unsupported(
-            "$.linux.namespaces: a container without a new mount namespace is not built yet",
-            hint='add {"type": "mount"} to $.linux.namespaces',
-        )
-    flag = PROPAGATION["private" if "private" in propagation else "slave"]
-    p.ops.append(("propagation", "/", flag | MS_REC))
-    if rootfs["kind"] == "overlay":
-        p.ops.append(_overlay(rootfs))
-    else:
-        p.ops.append(("root_bind", rootfs["path"]))
-    if propagation.endswith("unbindable"):
-        p.ops.append(("attr", "/", 0, 0, PROPAGATION["unbindable"], int(propagation[0] == "r")))
+    own, joined = new & NAMESPACES["mount"], p.joined("mount") is not None
+    if not own and not joined:
+        from pycontain.runtime.plan.special_mounts import without_mounts
 
-    view = CgroupView(host.cgroups, "" if cgroup == "/" else cgroup, bool(new & NAMESPACES["cgroup"]))
+        without_mounts(p, spec, rootfs)
+    else:
+        p.private, p.shared = kind in ("private", "unbindable"), kind == "shared"
+        if own:
+            # Always all of them: what is mounted from here on must not reach the host.
+            p.ops.append(("propagation", "/", PROPAGATION["private" if p.private else "slave"] | MS_REC))
+        p.ops.append(_overlay(rootfs) if rootfs["kind"] == "overlay" else ("root_bind", rootfs["path"]))
+    in_cgroup_namespace = bool(new & NAMESPACES["cgroup"] or p.late)
+    view = CgroupView(host.cgroups, "" if cgroup == "/" else cgroup, in_cgroup_namespace)
     late: list[Op] = []
     bound_dev = False
     for i, mount in enumerate(spec.get("mounts") or ()):
-        ops, after = mount_ops(mount, f"$.mounts[{i}]", bundle, view)
+        ops, after = mount_ops(mount, f"$.mounts[{i}]", bundle, view, p)
         p.ops += ops
         late += after
         if mount["destination"].rstrip("/") == "/dev":
-            bound_dev = ops[0][0] == "bind"
+            bound_dev = bool(ops) and ops[0][0] in ("bind", "attach")
     if not bound_dev:
         p.ops += device_ops(linux.get("devices") or [], _user_namespace(p, new))
     _hooks(p, "createContainer")
@@ -333,8 +339,17 @@ def _overlay(rootfs: dict[str, Any]) -> Op:
     return ("root_overlay", rootfs["target"], rootfs["lower"], rootfs["upper"], rootfs["work"], extra)
 
 
-def _enter_root(p: Plan, spec: Spec, no_pivot: bool) -> None:
-    p.ops.append(("move_root",) if no_pivot else ("pivot",))
+def _enter_root(p: Plan, spec: Spec, new: int, no_pivot: bool) -> None:
+    if not new & NAMESPACES["mount"]:
+        # pivot_root(2) would take the old root from under all others in the namespace.
+        p.ops.append(("chroot",))
+    else:
+        p.ops.append(("move_root",) if no_pivot else ("pivot",))
+    wish = (spec.get("linux") or {}).get("rootfsPropagation") or ""
+    if wish.endswith(("shared", "unbindable")):
+        # Not before: a shared mount is nothing to pivot into, and of an unbindable one nothing can be masked.
+        kind = "shared" if p.shared else "unbindable"
+        p.ops.append(("attr", "/", 0, 0, PROPAGATION[kind], int(wish[0] == "r")))
     if spec["root"].get("readonly"):
         p.ops.append(("attr", "/", ATTR_RDONLY, 0, 0, 0))
 

@@ -93,6 +93,8 @@ def label_mounts(ops: list[Op], label: str, host: Host) -> None:
             ops[i] = (*op[:5], data, *op[6:])
         elif op[0] == "root_overlay":
             ops[i] = (*op[:5], f'{op[5]},context="{label}"')
+        elif op[0] == "copy_up":
+            ops[i] = (*op[:4], [*op[4], f"context={label}"])
 
 
 def _scheduler(scheduler: dict[str, Any]) -> Op:

@@ -120,7 +120,7 @@ def adapt(p: Plan, facts: dict[str, Any]) -> None:
 def _node(op: Op) -> Op:
     """mknod(2) of a device is for root alone: the host's node is bound in its place, if it is that very device."""
     if op[0] == "mknod" and op[2] & 0o170000 != 0o010000:
-        return ("bind_device", op[1], op[2] & 0o170000, op[3])
+        return ("device", op[1], op[2], op[3], 1)
     return op
 
 

@@ -36,6 +36,8 @@ HYBRID = Host.from_dict({"cgroup": "hybrid", "cgroups": V1S, **FACTS})
 
 
 ROOTFS = {"kind": "directory", "path": "/bundle/rootfs"}
+OVERLAY = {"kind": "overlay", "target": "/t", "lower": ["/l"], "upper": "/u", "work": "/w"}
+ONE_ID = [{"containerID": 0, "hostID": 0, "size": 1}]
 
 
 def planned(host: Any = V2, rootfs: dict[str, Any] = ROOTFS, change: Any = None, **options: Any) -> list[Any]:
@@ -106,7 +108,7 @@ def test_a_joined_user_namespace_is_entered_as_root_and_gets_no_nodes() -> None:
     """The kernel lets nobody make device nodes outside of the first user namespace: they are bound, as in a new one."""
     ops = planned(change=lambda c: c["linux"]["namespaces"].append({"type": "user", "path": "/proc/9/ns/user"}))
     assert names(ops)[:2] == ["raise_limit", "setns"] and ("userns_root",) in ops
-    assert "mknod" not in names(ops) and ("bind", "/dev/null", "/dev/null", 0) in ops
+    assert "mknod" not in names(ops) and ("device", "/dev/null", 0o020000, 0x103, 1) in ops
 
 
 def test_preserved_descriptors_move_ours_up() -> None:
@@ -214,11 +216,10 @@ def update(path: str, value: Any) -> Any:
         ("linux.intelRdt", {}, "$.linux.intelRdt: groups of resctrl are not built yet"),
         ("linux.netDevices", {"eth0": {}}, "$.linux.netDevices: not built yet"),
         ("windows", {"layerFolders": []}, "$.windows: this runtime makes Linux containers"),
-        ("linux.rootfsPropagation", "shared", "$.linux.rootfsPropagation: 'shared' is not built yet"),
         (
             "linux.rootfsPropagation",
             "wild",
-            "$.linux.rootfsPropagation: found 'wild', wanted one of private, slave, unbindable, shared",
+            "$.linux.rootfsPropagation: found 'wild', wanted private, slave, unbindable or shared, or one of them with an r",
         ),
         (
             "linux.namespaces.0.type",
@@ -268,13 +269,93 @@ def update(path: str, value: Any) -> Any:
         ),
         ("process.rlimits.0.soft", 9999, "$.process.rlimits[0].soft: found 9999, wanted at most the hard limit 1024"),
         ("process.user.uid", 2**32 - 1, "$.process.user.uid: found 4294967295, wanted at most 4294967294"),
-        ("mounts.0.options", ["idmap"], "$.mounts[0].options[0]: the mount option 'idmap' is not built yet"),
+        (
+            "mounts.0.options",
+            ["idmap"],
+            "$.mounts[0].options[0]: 'idmap' of a file system of type 'proc': ids are mapped for bind mounts",
+        ),
+        (
+            "mounts.0",
+            {"destination": "/x", "source": "/y", "options": ["bind", "idmap"]},
+            "$.mounts[0].options[1]: found nothing to map ids by: neither uidMappings of the mount nor a user namespace",
+        ),
+        (
+            "mounts.0",
+            {"destination": "/x", "source": "/y", "options": ["bind", "ridmap"], "uidMappings": ONE_ID},
+            "$.mounts[0].gidMappings: found nothing, wanted mappings beside those in uidMappings",
+        ),
+        (
+            "mounts.0",
+            {"destination": "/x", "source": "/y", "options": ["bind"], "gidMappings": ONE_ID},
+            "$.mounts[0].uidMappings: found nothing, wanted mappings beside those in gidMappings",
+        ),
+        (
+            "mounts.0",
+            {"destination": "/x", "source": "/y", "options": ["bind", "idmap=uids=0-1"]},
+            "$.mounts[0].options[1]: found 'uids=0-1', wanted uids=FS-HOST-SIZE[#...] or gids=FS-HOST-SIZE[#...]",
+        ),
+        (
+            "mounts.0",
+            {"destination": "/x", "source": "/y", "options": ["bind", "idmap=uids=0-1-1"]},
+            "$.mounts[0].options[1]: found 'uids=0-1-1', wanted both uids= and gids=, divided by a semicolon",
+        ),
+        (
+            "mounts.0",
+            {"destination": "/x", "source": "/y", "options": ["bind", "idmap=uids=0-1-1;gids=0-4294967295-2"]},
+            "$.mounts[0].options[1][0]: found 2 ids from 0 and 4294967295, wanted ids below 2^32",
+        ),
+        (
+            "mounts.0",
+            {"destination": "/x", "source": "/y", "options": ["bind", "idmap", "copy-symlink"],
+             "uidMappings": ONE_ID, "gidMappings": ONE_ID},
+            "$.mounts[0].options[1]: found 'copy-symlink' beside it: a link has neither ids to map nor peers",
+        ),
+        (
+            "mounts.0",
+            {"destination": "/x", "source": "/y", "options": ["bind", "tmpcopyup"]},
+            "$.mounts[0].options[1]: found 'tmpcopyup': it is for the type tmpfs, a bind mount cannot have it",
+        ),
+        (
+            "mounts.0.options",
+            ["tmpcopyup"],
+            "$.mounts[0].options[0]: found 'tmpcopyup': a file system of type 'proc' cannot have it",
+        ),
+        (
+            "mounts.0.options",
+            ["remount", "src-nofollow"],
+            "$.mounts[0].options[1]: found 'remount' beside it: it is for a mount that is made",
+        ),
+        (
+            "mounts.0.options",
+            ["remount", "bind", "hidepid=2"],
+            "$.mounts[0].options: found 'hidepid=2': it belongs to a file system, not to one mount of it",
+        ),
+        ("mounts.0.destination", "/..", "$.mounts[0].destination: found '/..', wanted a path below the root file system"),
+        (
+            "mounts.0",
+            {"destination": "/x", "source": "/y", "options": ["bind", "size=5"]},
+            "$.mounts[0].options: found 'size=5': it belongs to a file system, a bind mount cannot have it",
+        ),
+        (
+            "linux.devices",
+            [{"path": "/dev/x", "type": "c", "major": 4096, "minor": 0}],
+            "$.linux.devices[0].major: found 4096, wanted 0 to 4095",
+        ),
+        (
+            "linux.devices",
+            [{"path": "/dev/x", "type": "b", "major": 8, "minor": -1}],
+            "$.linux.devices[0].minor: found -1, wanted 0 to 1048575",
+        ),
+        (
+            "linux.devices",
+            [{"path": "/dev/x", "type": "p", "uid": 4294967295}],
+            "$.linux.devices[0].uid: found 4294967295, wanted at most 4294967294",
+        ),
         (
             "mounts.0.options",
             ["rsync"],
             "$.mounts[0].options[0]: found 'rsync': the kernel has no recursive form of 'sync'",
         ),
-        ("mounts.0.destination", "proc", "$.mounts[0].destination: found 'proc', wanted an absolute path"),
         ("mounts.0.type", "", "$.mounts[0].type: found nothing, wanted a file system type or the option bind"),
         (
             "mounts.0",
@@ -288,8 +369,8 @@ def update(path: str, value: Any) -> Any:
         ),
         (
             "mounts.0.uidMappings",
-            [{"containerID": 0, "hostID": 0, "size": 1}],
-            "$.mounts[0].uidMappings: id-mapped mounts",
+            ONE_ID,
+            "$.mounts[0].uidMappings: a file system of type 'proc': ids are mapped for bind mounts",
         ),
         ("linux.devices", [{"path": "/dev/x", "type": "z"}], "$.linux.devices[0].type: found 'z', wanted c, b, u or p"),
         (
@@ -316,12 +397,32 @@ def test_refused_by_name(path: str, value: Any, error: str) -> None:
     assert caught.value.message.startswith(error)
 
 
-def test_a_container_needs_a_mount_namespace() -> None:
+@pytest.mark.parametrize(
+    ("path", "value", "what"),
+    [
+        ("mounts", [{"destination": "/x", "type": "tmpfs"}], "$.mounts[0]: needs"),
+        ("linux.maskedPaths", ["/x"], "$.linux.maskedPaths: needs"),
+        ("linux.readonlyPaths", ["/x"], "$.linux.readonlyPaths: needs"),
+        ("linux.rootfsPropagation", "slave", "$.linux.rootfsPropagation: needs"),
+        ("root.readonly", True, "$.root.readonly: needs"),
+        ("process.terminal", True, "$.process.terminal: needs"),
+        ("linux.uidMappings", ONE_ID, "$.linux.namespaces: a user namespace needs"),
+        ("", None, "$.linux.namespaces: an image's root file system needs"),
+    ],
+)
+def test_what_would_be_mounted_for_the_host_is_refused(path: str, value: Any, what: str) -> None:
     def change(c: dict[str, Any]) -> None:
-        c["linux"]["namespaces"] = [{"type": "uts"}]
+        c["linux"] = {"namespaces": [{"type": "pid"}]}
+        c.update(mounts=[], hostname="", root={"path": "rootfs"})
+        if "uid" in path:
+            c["linux"].update(namespaces=[{"type": "user"}], gidMappings=ONE_ID)
+        if path:
+            update(path, value)(c)
 
-    with pytest.raises(Unsupported, match="without a new mount namespace is not built yet"):
-        planned(change=change)
+    with pytest.raises(Unsupported) as caught:
+        planned(change=change, rootfs=ROOTFS if path else OVERLAY)
+    assert caught.value.message.startswith(f"{what} a mount namespace of the container's own")
+    assert caught.value.hint == 'add {"type": "mount"} to $.linux.namespaces'
 
 
 @given(st.lists(st.sampled_from(["ro", "rw", "rbind", "rprivate", "rro", "rnoatime", *FLAGS, *CLEARS])))

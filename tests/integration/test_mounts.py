@@ -1,0 +1,334 @@
+"""Mounts, ids and propagation as the specification has them, read back from the kernel by the container's own tools
+and by this host's (mountinfo, stat, findmnt), never by what made them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import stat
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.runtime_tools import Runtime, make_rootfs, write_bundle
+
+pytestmark = pytest.mark.needs("root")
+Change = Callable[[dict[str, Any]], object]
+MAPS = [{"containerID": 0, "hostID": 100000, "size": 65536}]
+
+
+@pytest.fixture(scope="module")
+def rootfs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    base = tmp_path_factory.mktemp("mounts")
+    os.chmod(base, 0o755)
+    for parent in base.parents:
+        if parent.stat().st_mode & 0o7 == 0 and parent.owner() == "root" and parent != Path("/"):
+            os.chmod(parent, 0o755)
+    return make_rootfs(base / "rootfs")
+
+
+@pytest.fixture
+def runtime(tmp_path: Path) -> Iterator[Runtime]:
+    found = Runtime(tmp_path / "state")
+    yield found
+    found.clean()
+
+
+class Box:
+    """One container of a rootfs, with mounts; ``run`` gives what it wrote."""
+
+    def __init__(self, runtime: Runtime, rootfs: Path, path: Path) -> None:
+        self.runtime, self.rootfs, self.path = runtime, rootfs, path
+        self.count = 0
+
+    def bundle(self, script: str, *mounts: dict[str, Any], change: Change | None = None) -> Path:
+        def both(config: dict[str, Any]) -> None:
+            config["mounts"] += mounts
+            config["root"]["readonly"] = False
+            if change is not None:
+                change(config)
+
+        return write_bundle(self.path / "bundle", self.rootfs, "sh", "-c", script, change=both)
+
+    def __call__(self, script: str, *mounts: dict[str, Any], change: Change | None = None, check: bool = True) -> Any:
+        self.count += 1
+        bundle = self.bundle(script, *mounts, change=change)
+        return self.runtime("run", "-b", bundle, f"mnt-{os.getpid()}-{self.count}", check=check)
+
+    def mountinfo(self, *mounts: dict[str, Any], change: Change | None = None) -> dict[str, tuple[set[str], list[str]]]:
+        """mount point → (flags of the mount, its optional fields: propagation) of the topmost mount there."""
+        found = {}
+        for line in self("cat /proc/self/mountinfo", *mounts, change=change).stdout.splitlines():
+            fields = line.split(" - ")[0].split()
+            found[fields[4]] = (set(fields[5].split(",")), fields[6:])
+        return found
+
+
+@pytest.fixture
+def box(runtime: Runtime, rootfs: Path, tmp_path: Path) -> Box:
+    return Box(runtime, rootfs, tmp_path)
+
+
+def bind(source: object, target: str, *options: str, **more: Any) -> dict[str, Any]:
+    return {"destination": target, "source": str(source), "options": list(options), **more}
+
+
+def tmpfs(target: str, *options: str) -> dict[str, Any]:
+    return {"destination": target, "type": "tmpfs", "source": "tmpfs", "options": list(options)}
+
+
+def userns(config: dict[str, Any]) -> None:
+    config["linux"]["namespaces"].append({"type": "user"})
+    config["linux"].update(uidMappings=MAPS, gidMappings=MAPS)
+
+
+@pytest.fixture
+def nested(tmp_path: Path) -> Iterator[Path]:
+    """A directory with another mount below it: what recursive options are about."""
+    outer = tmp_path / "outer"
+    for path in (outer, outer / "inner"):
+        path.mkdir()
+        subprocess.run(["mount", "-t", "tmpfs", "mnt-test", path], check=True)
+    yield outer
+    subprocess.run(["umount", "-R", outer], check=True)
+
+
+def eventually(read: Callable[[], str], wanted: str) -> str:
+    deadline = time.monotonic() + 20
+    while wanted not in (text := read()):
+        assert time.monotonic() < deadline, text
+        time.sleep(0.01)
+    return text
+
+
+@pytest.mark.parametrize(
+    ("option", "flag"),
+    [
+        ("rro", "ro"), ("rnosuid", "nosuid"), ("rnodev", "nodev"), ("rnoexec", "noexec"), ("rnoatime", "noatime"),
+        ("rnodiratime", "nodiratime"), ("rnosymfollow", "nosymfollow"), ("rrelatime", "relatime"),
+    ],
+)  # fmt: skip
+def test_recursive_options_reach_what_is_below(box: Box, nested: Path, option: str, flag: str) -> None:
+    found = box.mountinfo(bind(nested, "/v", "rbind", option), bind(nested, "/w", "rbind", option[1:]))
+    assert flag in found["/v"][0] and flag in found["/v/inner"][0]
+    assert flag in found["/w"][0]
+    assert (flag in found["/w/inner"][0]) == (flag == "relatime")
+
+
+def test_recursive_options_that_take_away(box: Box, nested: Path) -> None:
+    for path in (nested, nested / "inner"):
+        options = "remount,bind,ro,nosuid,nodev,noexec,noatime,nodiratime"
+        subprocess.run(["mount", "-o", options, path], check=True)
+    away = ("rrw", "rsuid", "rdev", "rexec", "rstrictatime", "rdiratime", "rsymfollow")
+    found = box.mountinfo(bind(nested, "/v", "rbind", *away), bind(nested, "/w", "rbind", *(o[1:] for o in away)))
+    for path in ("/v", "/v/inner", "/w"):
+        assert found[path][0] == {"rw"}
+    assert found["/w/inner"][0] == {"ro", "nosuid", "nodev", "noexec", "noatime", "nodiratime"}
+    found = box.mountinfo(bind(nested, "/v", "rbind", "rnostrictatime", "ratime", "rnorelatime"))
+    assert "relatime" in found["/v/inner"][0]  # none of the three names another: the kernel's default
+
+
+def test_remount(box: Box, tmp_path: Path) -> None:
+    mounts = [
+        tmpfs("/sb", "nosuid", "size=1m"), tmpfs("/sb", "remount", "ro", "size=2m"),
+        bind(tmp_path, "/vfs", "bind", "nodev"), bind(tmp_path, "/vfs", "remount", "bind", "ro"),
+    ]  # fmt: skip
+    out = box("grep -E ' /(sb|vfs) ' /proc/self/mountinfo", *mounts).stdout.splitlines()
+    assert len(out) == 2  # nothing was mounted a second time
+    head, _, superblock = out[0].partition(" - ")
+    assert set(head.split()[5].split(",")) >= {"ro", "nosuid"}  # what is not named stays
+    assert {"ro", "size=2048k"} <= set(superblock.split()[2].split(","))
+    assert {"ro", "nodev"} <= set(out[1].split()[5].split(","))
+    done = box("true", tmpfs("/sb"), tmpfs("/sb", "remount", "size=nonsense"), check=False)
+    assert done.returncode and "cannot remount /sb: size=nonsense: tmpfs: Bad value for 'size'" in done.stderr
+
+
+def test_what_a_file_system_does_not_know_is_an_error(box: Box) -> None:
+    done = box("true", tmpfs("/x", "frobnicate=1"), check=False)
+    assert done.returncode
+    assert "cannot mount tmpfs (tmpfs) on /x: frobnicate=1: mount: EINVAL (invalid argument)" in done.stderr
+
+
+def test_a_relative_destination_is_below_the_root(box: Box) -> None:
+    assert "/rel/x" in box.mountinfo(tmpfs("rel/x"))
+
+
+def test_links_as_sources(box: Box, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("content")
+    (tmp_path / "link").symlink_to("/nowhere/at all")
+    (tmp_path / "good").symlink_to(tmp_path / "file")
+    mounts = [
+        bind(tmp_path / "link", "/run/copied/link", "bind", "copy-symlink"),
+        bind(tmp_path / "file", "/run/plain", "bind", "copy-symlink"),
+        bind(tmp_path / "good", "/run/followed", "bind"),
+        bind(tmp_path / "link", "/run/itself", "bind", "src-nofollow"),
+    ]
+    script = "readlink /run/copied/link; cat /run/plain; echo; cat /run/followed; echo; readlink /run/itself"
+    out = box(script, tmpfs("/run"), *mounts).stdout.splitlines()
+    assert out == ["/nowhere/at all", "content", "content", "/nowhere/at all"]
+    (self_made := box.rootfs / "etc/there").write_text("image's")
+    done = box("true", bind(tmp_path / "link", "/etc/there", "bind", "copy-symlink"), check=False)
+    assert "something else is there than the link to copy: EEXIST" in done.stderr
+    self_made.unlink()
+
+
+def test_tmpcopyup_copies_what_is_there(box: Box, tmp_path: Path) -> None:
+    tree = box.rootfs / "tree"
+    (tree / "a/b").mkdir(parents=True)
+    os.chown(tree, 5, 6)
+    os.chmod(tree, 0o1755)
+    (tree / "a/file").write_bytes(b"x" * 100_000)
+    os.chown(tree / "a/file", 7, 8)
+    os.chmod(tree / "a/file", 0o4751)
+    os.setxattr(tree / "a/file", "security.capability", bytes.fromhex("0100000200040000000000000000000000000000"))
+    os.setxattr(tree / "a/b", "user.note", b"kept")
+    os.utime(tree / "a/file", (1000, 2000))
+    (tree / "out").symlink_to("/etc/shadow")
+    os.mkfifo(tree / "fifo")
+    os.chmod(tree / "fifo", 0o622)
+    os.mknod(tree / "null", stat.S_IFCHR | 0o640, os.makedev(1, 3))
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(tree / "socket"))
+    with open(tree / "sparse", "wb") as file:
+        file.truncate(1 << 40)
+        file.seek(1 << 39)
+        file.write(b"island")
+    script = (
+        "cd /tree; stat -c '%n %F %a %u %g %s %Y' . a a/file out fifo null socket | sort; readlink out;"
+        " stat -c '%s' sparse; du -k sparse | cut -f1; dd if=sparse bs=4096 skip=134217728 count=1 2>/dev/null | head -c 6;"
+        " echo; sleep 30"
+    )
+    try:
+        bundle = box.bundle(script, tmpfs("/tree", "tmpcopyup", "size=1m", "nodev", "ro"))
+        with open(tmp_path / "out", "w") as out:
+            box.runtime("create", "-b", bundle, "mnt-copy", check=True, stdout=out)
+        box.runtime("start", "mnt-copy", check=True)
+        pid = box.runtime.state("mnt-copy")["pid"]
+        text = eventually(lambda: (tmp_path / "out").read_text(), "island\n")
+        inside = Path(f"/proc/{pid}/root/tree")
+        assert os.getxattr(inside / "a/b", "user.note") == b"kept"
+        assert os.getxattr(inside / "a/file", "security.capability")[4:8] == bytes.fromhex("00040000")
+        assert (inside / "a/file").read_bytes() == b"x" * 100_000
+        with pytest.raises(OSError, match="Read-only"):
+            (inside / "a/new").touch()
+        lines = text.splitlines()
+        when = {line.split()[0]: line.rpartition(" ")[0] for line in lines if line.count(" ") > 4}
+        assert when["."] == ". directory 1755 5 6 160"
+        assert "a/file regular file 4751 7 8 100000 2000" in lines
+        assert when["out"].startswith("out symbolic link 777 0 0")
+        assert when["fifo"] == "fifo fifo 622 0 0 0"
+        assert when["null"] == "null character special file 640 0 0 0"
+        assert when["socket"].startswith("socket socket ")
+        assert lines[-4:] == ["/etc/shadow", str(1 << 40), "4", "island"]
+        assert (tree / "fifo").is_fifo()  # the image's own are as they were
+    finally:
+        subprocess.run(["rm", "-rf", tree], check=True)
+
+
+def test_tmpcopyup_ends_with_the_tmpfs(box: Box) -> None:
+    tree = box.rootfs / "bomb"
+    tree.mkdir()
+    try:
+        (tree / "big").write_bytes(b"x" * (3 << 20))
+        done = box("true", tmpfs("/bomb", "tmpcopyup", "size=1m"), check=False)
+        assert done.returncode
+        assert "cannot mount tmpfs (tmpfs) on /bomb with a copy of what is there: size=1m: sendfile: ENOSPC" in done.stderr
+        deep = tree / "/".join(["d"] * 130)
+        deep.mkdir(parents=True)
+        (tree / "big").unlink()
+        done = box("true", tmpfs("/bomb", "tmpcopyup"), check=False)
+        assert "tmpcopyup: directories more than 128 deep: ELOOP" in done.stderr
+    finally:
+        subprocess.run(["rm", "-rf", tree], check=True)
+
+
+@contextlib.contextmanager
+def other(*options: str) -> Iterator[tuple[int, str]]:
+    """A process in namespaces of its own: its pid, and where the first of them is to be found."""
+    kind = {"--user": "user", "--mount": "mnt", "--ipc": "ipc", "--uts": "uts", "--net": "net", "--pid": "pid_for_children"}
+    path, own = "", "/proc/self/ns/" + kind[options[0]]
+    holder = subprocess.Popen(["unshare", *options, "--fork" if options[0] == "--pid" else "--", "sleep", "60"])
+    try:
+        path = f"/proc/{holder.pid}/ns/{kind[options[0]]}"
+        while os.readlink(path) == os.readlink(own):
+            time.sleep(0.01)
+        yield holder.pid, path
+    finally:
+        holder.kill()
+        holder.wait()
+
+
+@pytest.fixture
+def owned(tmp_path: Path) -> Iterator[Path]:
+    """A tmpfs (its ids can be mapped) with files of users 0 and 1000, and a mount below it."""
+    path = tmp_path / "owned"
+    path.mkdir()
+    os.chmod(tmp_path, 0o755)
+    subprocess.run(["mount", "-t", "tmpfs", "mnt-test", path], check=True)
+    (path / "below").mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "mnt-test", path / "below"], check=True)
+    for at in (path, path / "below"):
+        (at / "root").touch()
+        (at / "user").touch()
+        os.chown(at / "user", 1000, 1001)
+    yield path
+    subprocess.run(["umount", "-R", path], check=True)
+
+
+SEEN = "cd /v; stat -c '%n %u:%g' root user below/root below/user; touch new; stat -c '%u:%g' new"
+
+
+def test_ids_mapped_as_the_mount_says(box: Box, owned: Path) -> None:
+    maps: dict[str, Any] = {
+        "uidMappings": [{"containerID": 0, "hostID": 7000, "size": 500}, {"containerID": 1000, "hostID": 0, "size": 1}],
+        "gidMappings": [{"containerID": 0, "hostID": 8000, "size": 2000}, {"containerID": 5000, "hostID": 0, "size": 1}],
+    }
+    out = box(SEEN, bind(owned, "/v", "rbind", "idmap", **maps)).stdout.split("\n")
+    assert out[:5] == ["root 7000:8000", "user 0:9001", "below/root 0:0", "below/user 1000:1001", "0:0"]
+    new = (owned / "new").stat()
+    assert (new.st_uid, new.st_gid) == (1000, 5000)  # root of the container is user 1000 of the file system
+    out = box(SEEN, bind(owned, "/v", "rbind", "ridmap", **maps)).stdout.split("\n")
+    assert out[:4] == ["root 7000:8000", "user 0:9001", "below/root 7000:8000", "below/user 0:9001"]
+    out = box(SEEN, bind(owned, "/v", "rbind", **maps)).stdout.split("\n")
+    assert out[:2] == ["root 7000:8000", "user 0:9001"]
+    out = box(SEEN, bind(owned, "/v", "rbind", "idmap=uids=0-7000-500#1000-0-1;gids=0-8000-2000")).stdout.split("\n")
+    assert out[:2] == ["root 7000:8000", "user 0:9001"]
+
+
+def test_ids_mapped_as_the_container_has_them(box: Box, owned: Path) -> None:
+    out = box(SEEN, bind(owned, "/v", "rbind", "ridmap"), change=userns).stdout.split("\n")
+    assert out[:5] == ["root 0:0", "user 1000:1001", "below/root 0:0", "below/user 1000:1001", "0:0"]
+    assert (owned / "new").stat().st_uid == 0
+    out = box(SEEN.replace("touch new; stat -c '%u:%g' new", ""), bind(owned, "/v", "rbind"), change=userns).stdout
+    assert out.split("\n")[0] == "root 65534:65534"  # without a map its owner is nobody
+
+
+def test_what_cannot_be_mapped_says_so(box: Box, owned: Path) -> None:
+    """Of a mount that is mapped already the kernel maps no ids again."""
+    mounts = [bind("/proc", "/v", "bind", "idmap", uidMappings=MAPS, gidMappings=MAPS)]
+    done = box("true", *mounts, change=lambda c: c["linux"].pop("maskedPaths"), check=False)
+    assert done.returncode
+    assert (
+        "cannot take /proc for mount 0, its ids mapped: users 0 100000 65536, groups 0 100000 65536: EINVAL (invalid argument)"
+        in done.stderr
+    )
+
+
+def test_a_joined_user_namespace_maps_too(box: Box, owned: Path) -> None:
+    with other("--user") as (pid, path):
+        for name in ("uid_map", "gid_map"):
+            Path(f"/proc/{pid}/{name}").write_text("0 100000 65536\n")
+
+        def join(config: dict[str, Any]) -> None:
+            config["linux"]["namespaces"].append({"type": "user", "path": path})
+
+        script = "readlink /proc/self/ns/user; cat /proc/self/uid_map; id -u; cat /dev/null; " + SEEN
+        out = box(script, bind(owned, "/v", "rbind", "ridmap"), change=join).stdout.split("\n")
+        assert out[0] == os.readlink(path)
+        assert out[1].split() == ["0", "100000", "65536"] and out[2] == "0"
+        assert out[3:8] == ["root 0:0", "user 1000:1001", "below/root 0:0", "below/user 1000:1001", "0:0"]

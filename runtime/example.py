@@ -1,4 +1,4 @@
-"""What ``spec`` writes and what ``features`` prints: data."""
+"""What ``spec`` writes: data."""
 
 from __future__ import annotations
 
@@ -82,44 +82,3 @@ def rootless(uid: int, gid: int) -> dict[str, Any]:
     linux["gidMappings"] = [{"containerID": 0, "hostID": gid, "size": 1}]
     linux["namespaces"] = [n for n in linux["namespaces"] if n["type"] != "network"] + [{"type": "user"}]
     return {**EXAMPLE, "mounts": mounts, "linux": linux}
-
-
-def features() -> dict[str, Any]:
-    """The features object of features.md and features-linux.md."""
-    from pycontain.runtime.plan.identity import CAPS
-    from pycontain.runtime.plan.mounts import CLEARS, FLAGS, PROPAGATION, SPECIAL
-    from pycontain.runtime.plan.plan import NAMESPACES
-    from pycontain.runtime.plan.seccomp import ACTIONS, OPERATORS
-    from pycontain.runtime.plan.seccomp import FLAGS as SECCOMP_FLAGS
-
-    recursive = ["r" + name for name, (_, attr) in FLAGS.items() if attr is not None]
-    recursive += ["r" + name for name, sets in CLEARS.items() if FLAGS[sets][1] is not None]
-    spread = [*PROPAGATION, *("r" + name for name in PROPAGATION)]
-    options = {"bind", "rbind", "remount", "defaults", *FLAGS, *CLEARS, *SPECIAL, *recursive, *spread}
-    absent: dict[str, Any] = {"enabled": False}
-    return {
-        "ociVersionMin": "1.0.0",
-        "ociVersionMax": "1.3.0",
-        "hooks": ["prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop"],
-        "potentiallyUnsafeConfigAnnotations": ["org.pycontain.isolation"],  # which executor: vm or namespaces
-        "mountOptions": sorted(options),
-        "linux": {
-            "namespaces": sorted(NAMESPACES),
-            "capabilities": list(CAPS),
-            "cgroup": {"v1": True, "v2": True, "systemd": False, "systemdUser": False, "rdma": True},
-            "seccomp": {
-                "enabled": True,
-                "actions": sorted(ACTIONS),
-                "operators": sorted(name for name in OPERATORS if name.startswith("SCMP_CMP_")),
-                "archs": ["SCMP_ARCH_" + name for name in ("AARCH64", "ARM", "X32", "X86", "X86_64")],
-                "knownFlags": sorted(SECCOMP_FLAGS),
-                "supportedFlags": sorted(SECCOMP_FLAGS),
-            },
-            "apparmor": absent,
-            "selinux": absent,
-            "intelRdt": absent,
-            "memoryPolicy": {},
-            "mountExtensions": {"idmap": {"enabled": True}},
-            "netDevices": absent,
-        },
-    }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import posix as os
 
 from pycontain.runtime.errors import KernelError, PycontainError, SpecError, Unsupported
-from pycontain.runtime.main import STARTING, Signals, console_of, foreground, preserved
+from pycontain.runtime.main import STARTING, VERSION, Signals, console_of, foreground, preserved
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -391,9 +391,10 @@ def _spec(root: str, options: dict[str, Any], words: list[str]) -> int:
 
 
 def _features(root: str, options: dict[str, Any], words: list[str]) -> int:
-    from pycontain.runtime.example import features
+    from pycontain.runtime.features import features
+    from pycontain.runtime.kernel.host import probe
 
-    print(pretty(features()))
+    print(pretty(features(probe(), VERSION)))
     return 0
 
 

@@ -22,7 +22,7 @@ RUNTIME = (
     {"plan"},
     {"channel", "executor", "terminal", "idmaps", "rootless", "seccomp_agent", "handover"},
     {"namespaces", "vm"},
-    {"control", "creation", "example"},
+    {"control", "creation", "example", "features"},
     {"lifecycle", "update", "events"},
     {"main", "verbs"},
     {"start"},

@@ -258,6 +258,10 @@ def create(
                 from pycontain.runtime import idmaps
 
                 idmaps.write(pid, p.uid_maps, p.gid_maps)
+            if facts is None and (p.uid_maps or (config["process"].get("user") or {}).get("uid")):
+                from pycontain.runtime.kernel.cgroup_v2_delegation import give
+
+                give(cgroup, config, p.uid_maps)
             if lease is not None:
                 lease.attach(pid)
         if hooks:

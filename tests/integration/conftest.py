@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -34,9 +36,14 @@ def executor(
 
 
 @pytest.fixture(scope="session")
-def rootfs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One root file system for all that write nothing into it: unpacking takes its time in the test machine."""
-    return make_rootfs(tmp_path_factory.mktemp("image") / "rootfs")
+def rootfs() -> Iterator[Path]:
+    """One root file system for all that write nothing into it: unpacking takes its time in the test machine.
+
+    Where everybody can reach it, as the root of a user namespace is nobody to the host.
+    """
+    with tempfile.TemporaryDirectory(dir=os.environ.get("TMPDIR", "/var/tmp")) as public:
+        os.chmod(public, 0o755)
+        yield make_rootfs(Path(public, "rootfs"))
 
 
 @pytest.fixture(scope="module")

@@ -143,6 +143,14 @@ def _userns() -> str | None:
     return _try("unshare", "-U", "-r", "true")
 
 
+@probe("sys_resource")
+def _sys_resource() -> str | None:
+    """CAP_SYS_RESOURCE, which raises a hard limit (capabilities(7))."""
+    with open("/proc/self/status") as file:
+        effective = next(int(line.split()[1], 16) for line in file if line.startswith("CapEff:"))
+    return None if effective & 1 << 24 else "this process lacks CAP_SYS_RESOURCE"
+
+
 @probe("systemd")
 def _systemd() -> str | None:
     """It is pid 1 and answers on the bus."""

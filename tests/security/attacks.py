@@ -56,7 +56,7 @@ class Build:
         if not patches:
             self.home = REPOSITORY
             return
-        home.mkdir()
+        home.chmod(0o755)
         for name in _TREE:
             subprocess.run(["cp", "-a", REPOSITORY / name, home], check=True)
         for cache in (home / "runtime/__pycache__").glob("start.*"):

@@ -27,7 +27,7 @@ def build() -> Iterator[Callable[[tuple[Patch, ...]], Build]]:
 
     def make(patches: tuple[Patch, ...]) -> Build:
         if patches not in made:
-            made[patches] = Build(home / str(len(made)), patches)
+            made[patches] = Build(Path(tempfile.mkdtemp(dir=home)), patches)
         return made[patches]
 
     yield make

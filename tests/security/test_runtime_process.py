@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from pycontain.runtime import lifecycle
+from pycontain.runtime import creation, jsontext, spec
 from pycontain.runtime.kernel.cgroup import open_cgroup
 from pycontain.runtime.kernel.host import probe
 from pycontain.runtime.plan.identity import CAPS
@@ -157,9 +157,9 @@ def test_orders_behind_a_length_that_overflows(arena: Arena) -> str:
     arena.remember()
     script = ("sh", "-c", "id -G; cat /run/decoy/public; cat /run/decoy/secret")
     assert arena.run(*script, change=change).stdout == "1000 7\npublic"
-    config = lifecycle.spec.check(lifecycle.parse(lifecycle.read_config(str(arena.bundle)), ""))
+    config = spec.check(jsontext.parse(creation.read_config(str(arena.bundle)), ""))
     cgroup, root = open_cgroup(f"/{CGROUPS}/{arena.id}"), {"kind": "directory", "path": "/"}
-    real = lifecycle.plan_for(cgroup, config, lifecycle.complete_resources(config), probe(), root).ops
+    real = creation.plan_for(cgroup, config, creation.complete_resources(config), probe(), root).ops
     behind = real[[op[0] for op in real].index("groups") + 1 :]
     orders = [("umask", 0o22)] * (len(behind) - 2) + [("exec", "/bin/cat", ["cat", "/run/decoy/secret"], [], 0)]
     blob = encode(orders)[16:]

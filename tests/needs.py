@@ -159,6 +159,18 @@ def _systemd() -> str | None:
     return _try("busctl", "--no-pager", "call", "org.freedesktop.systemd1", "/org/freedesktop/systemd1", "org.freedesktop.DBus.Peer", "Ping")
 
 
+@probe("apparmor")
+def _apparmor() -> str | None:
+    """AppArmor is on in this kernel, and there is what loads its profiles."""
+    try:
+        with open("/sys/module/apparmor/parameters/enabled") as file:
+            if file.read().strip() != "Y":
+                return "AppArmor is off"
+    except FileNotFoundError:
+        return "this kernel has no AppArmor"
+    return _try("apparmor_parser", "--version")
+
+
 @probe("assets")
 def _assets() -> str | None:
     """PYCONTAIN_TEST_ASSETS: Alpine's root filesystem and the OCI schemas."""

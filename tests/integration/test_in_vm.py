@@ -38,8 +38,8 @@ def pytest_in_machine(*arguments: str, systemd: bool = False) -> None:
 
 
 def test_cgroups_on_v2() -> None:
-    # And limits above the caller's, which root may raise there, whatever this host's root may.
-    files = ("test_cgroup_v2.py", "test_cgroup_any.py", "test_rlimits.py")
+    # And limits above the caller's, which root may raise there, whatever this host's root may; and AppArmor is on there.
+    files = ("test_cgroup_v2.py", "test_cgroup_any.py", "test_rlimits.py", "test_apparmor.py")
     pytest_in_machine(*(f"tests/integration/{name}" for name in files), "tests/unit/test_host.py")
 
 

@@ -103,7 +103,7 @@ def idle_clone(config: str, folder: str) -> Iterator[tuple[float, int]]:
     with open(image, "wb") as file:
         file.truncate(1 << 20)
         os.fchmod(file.fileno(), 0o444)
-    made = parts.Parts(base, state, [(image, False)], ram=f"{found}/ram", incoming=f"{found}/state")
+    made = parts.Parts(base, state, [(image, False)], template=found)
     plan = made.plan(into=False, joins=0, device_program=None, terminal=None, listener=None)
     null = os.open("/dev/null", os.O_RDWR)
     start = time.perf_counter()

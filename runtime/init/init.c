@@ -436,6 +436,7 @@ static void carry_out(uint32_t code, struct cursor *a)
 	}
 	case OP_stand_in: op_stand_in(a); break;
 	case OP_die_with_parent: op_die_with_parent(); break;
+	case OP_small_pages: TRY(prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0)); break;
 	case OP_clock: op_clock(a); break;
 	case OP_reseed: op_reseed(a); break;
 	case OP_sync_disks: sync(); break;

@@ -63,6 +63,7 @@
 	OP(49, dup, "uu")               \
 	OP(50, stand_in, "uuuuuu")      \
 	OP(51, die_with_parent, "")     \
+	OP(105, small_pages, "")        \
 	OP(52, clock, "uu")             \
 	OP(53, reseed, "b")             \
 	OP(54, sync_disks, "")          \

@@ -78,6 +78,7 @@ WORDS = {
     "dup": "make descriptor {0} descriptor {1}",
     "stand_in": "stand in for the process in the machine at descriptor {0}",
     "die_with_parent": "die when the stand-in does",
+    "small_pages": "use no huge pages",
     "clock": "set the clock to {0} s",
     "reseed": "add {0} bytes to the random pool",
     "sync_disks": "write what is cached to the disks",

@@ -73,6 +73,7 @@ TABLE = {
     "dup": (49, "uu"),
     "stand_in": (50, "uuuuuu"),
     "die_with_parent": (51, ""),
+    "small_pages": (105, ""),
     "clock": (52, "uu"),
     "reseed": (53, "b"),
     "sync_disks": (54, ""),

@@ -221,8 +221,7 @@ class Machine:
         if self._settings.templates and not self._shares:  # with a helper at its side a machine cannot be cloned
             template = template_.ensure(base, network=self._lease is not None, disks=sizes)
         tap = (self._lease.tap(), self._lease.mac) if self._lease is not None else None
-        ram, state = (f"{template}/ram", f"{template}/state") if template else (None, None)
-        self._parts = parts = Parts(base, directory, disks, tap=tap, ram=ram, incoming=state, shares=self._shares)
+        self._parts = parts = Parts(base, directory, disks, tap=tap, template=template, shares=self._shares)
         container.fields["machine"] = {
             "kind": base.kind,
             "accel": base.accel,

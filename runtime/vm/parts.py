@@ -38,7 +38,10 @@ class Base:
 
 
 class Parts:
-    """One machine's, in its state directory; the descriptors are this object's until ``close``."""
+    """One machine's, in its state directory; the descriptors are this object's until ``close``.
+
+    It is a clone of ``template`` (its directory), or is to become one, with its memory in the file ``ram``, or neither.
+    """
 
     def __init__(
         self,
@@ -47,11 +50,11 @@ class Parts:
         disks: list[tuple[str, bool]],
         *,
         tap: tuple[int, str] | None = None,
+        template: str | None = None,
         ram: str | None = None,
-        incoming: str | None = None,
-        outgoing: bool = False,
         shares: list[tuple[str, bool]] | None = None,
     ) -> None:
+        outgoing = ram is not None
         self.base = base
         self.directory = directory
         self._alive = -1
@@ -65,7 +68,7 @@ class Parts:
             self.machine = qemu.Machine(
                 name=f"pycontain-{os.path.basename(directory)[:64]}",
                 hypervisor=base.hypervisor,
-                kernel=base.kernel.image,
+                kernel=kernel_in(template) or base.kernel.image,
                 initrd=base.initrd,
                 kind=base.kind,
                 accel=base.accel,
@@ -78,8 +81,8 @@ class Parts:
                 tap=tap,
                 parameters=base.settings.parameters,
                 tsc_khz=tsc_khz(),
-                ram=ram,
-                incoming=None if incoming is None else self._keep(os.open(incoming, os.O_RDONLY | os.O_CLOEXEC)),
+                ram=f"{template}/ram" if template else ram,
+                incoming=self._keep(os.open(f"{template}/state", os.O_RDONLY | os.O_CLOEXEC)) if template else None,
                 outgoing=outgoing,
                 shares=self._shares(shares) if shares else None,
             )
@@ -140,6 +143,12 @@ class Parts:
         for fd in self._opened:
             os.close(fd)
         self._opened = []
+
+
+def kernel_in(template: str | None) -> str | None:
+    """The kernel that QEMU is to have beside a template's memory, where it is not the whole one."""
+    path = f"{template}/kernel"
+    return path if template and os.path.exists(path) else None
 
 
 def kernel_of(settings: Settings) -> guest.Kernel:

@@ -214,6 +214,10 @@ def machine_ops(plan: Plan, machine: Machine, *, uid: int, groups: bytes) -> lis
     ops += [("pivot",), ("bounding", 0), ("groups", groups), ("user", uid, uid), ("caps", 0, 0, 0), ("no_new_privs",)]
     filter_ = compile_filter({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": _DENIED})
     ops.append(("seccomp", filter_.program, filter_.flags))
+    if machine.incoming is not None:
+        # A clone has hardly any memory of its own, and huge pages round every piece of it up: 2 MiB where QEMU's
+        # translations begin a new one, and all of its heap where transparent_hugepage is "always".
+        ops.append(("small_pages",))
     return [*ops, ("die_with_parent",), ("exec", machine.hypervisor, command(machine), [], 0)]
 
 

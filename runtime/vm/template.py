@@ -1,9 +1,10 @@
 """Templates: a machine that was booted once, up to its agent's first answer, and from which others are cloned.
 
-``<cache>/templates/<key>/``: ``ram``, the guest's memory, which every clone maps privately (copy on write), and
-``state``, that of its devices. What a clone has of its own (random numbers, clock, MAC address) it gets with its first
-call, as every machine does. The pages that clones have in common are a side channel between them, so a template is for
-one trust domain, and ``templates = false`` in the operator's file boots every machine for itself.
+``<cache>/templates/<key>/``: ``ram``, the guest's memory, which every clone maps privately (copy on write),
+``state``, that of its devices, and ``kernel``, what QEMU has to see of one that it would read as a whole. What a clone
+has of its own (random numbers, clock, MAC address) it gets with its first call, as every machine does. The pages that
+clones have in common are a side channel between them, so a template is for one trust domain, and ``templates = false``
+in the operator's file boots every machine for itself.
 
 The key is of everything that matters: for another kernel, initramfs, QEMU, processor or amount of memory there is
 another template.
@@ -26,6 +27,7 @@ from pycontain.runtime.vm.parts import Base, Parts, uid_of
 MIB = 1 << 20
 _MADE_OF = "made-of"
 _UNUSED_SECONDS = 7 * 86400
+_BZIMAGE_START = 64 << 10
 _IMAGE_MIB = 64 << 10  # sparse: the guest keeps the size that the template's first disk had
 
 
@@ -137,7 +139,7 @@ def _make(base: Base, done: str, *, network: bool, disks: list[int]) -> None:
             file.truncate(mib * MIB)
             os.fchown(file.fileno(), uid, uid)
     images = [(path, i > 0) for i, (path, _) in enumerate(sizes)]
-    parts = Parts(base, work, images, ram=ram, outgoing=True, tap=(-1, "02:70:00:00:00:01") if network else None)
+    parts = Parts(base, work, images, ram=ram, tap=(-1, "02:70:00:00:00:01") if network else None)
     process = None
     try:
         p = parts.plan(into=False, joins=0, device_program=None, terminal=None, listener=None)
@@ -163,8 +165,21 @@ def _make(base: Base, done: str, *, network: bool, disks: list[int]) -> None:
     for name in os.listdir(work):
         if name not in ("ram", "state"):
             os.unlink(f"{work}/{name}")
+    _keep_header(base.kernel.image, f"{work}/kernel")
     with open(f"{work}/{_MADE_OF}", "x") as made:
         made.write(jsontext.dump({"files": _files(base), "initrd": os.path.basename(base.initrd)}))
     # QEMU before 8.2 opens the file for writing even where it maps it privately; nobody else reaches this directory.
     os.chmod(ram, 0o666)  # noqa: S103
     os.rename(work, done)
+
+
+def _keep_header(kernel: str, path: str) -> None:
+    """What a clone's QEMU has to see of a bzImage, which it holds in memory of its own: 14 MiB of a kernel that runs.
+
+    The header and the real-mode code are at most 64 sectors (kernel: arch/x86/boot). An ELF file is mapped, not read.
+    """
+    with open(kernel, "rb") as file:
+        start = file.read(_BZIMAGE_START)
+    if start[0x202:0x206] == b"HdrS":
+        with open(path, "xb") as kept:
+            kept.write(start)

@@ -160,6 +160,15 @@ def test_qemus_plan_ends_without_rights_and_dies_with_its_parent() -> None:
     assert encode(ops)
 
 
+def test_only_a_clone_does_without_huge_pages() -> None:
+    def small(**changes: Any) -> bool:
+        return ("small_pages",) in qemu.machine_ops(Plan(3, True, 0), a_machine(**changes), uid=1, groups=b"")
+
+    assert small(ram="/t/ram", incoming=30)
+    assert not small()
+    assert not small(ram="/t/ram", outgoing=True, tap=(-1, "02:70:00:00:00:01"))
+
+
 def test_the_helper_comes_before_qemu_and_only_reads_what_is_read_only() -> None:
     shares = qemu.Shares("/usr/lib/qemu/virtiofsd", [("/a", True), ("/b", False)], 40, 41)
     ops = qemu.machine_ops(Plan(3, True, 0), a_machine(shares=shares), uid=1, groups=b"")

@@ -87,11 +87,16 @@ def _make(lower: Sequence[str], path: str, *, once: bool) -> None:
         top = os.path.realpath(lower[0])
         dropped, marked = _look(lower, len(os.fsencode(top)))
         if dropped and _version(program) < (1, 6):
-            raise Unsupported(
-                f"make {path}: found {dropped!r}, and this {_PROGRAM} leaves out whatever is named lost+found",
-                hint="install erofs-utils 1.6 or newer",
-            )
-        _mkfs(program, top, lower, marked, fd, path)
+            copy = _that_skips_nothing(program)
+            if copy is None:
+                raise Unsupported(
+                    f"make {path}: found {dropped!r}, and this {_PROGRAM} leaves out whatever is named lost+found",
+                    hint="install erofs-utils 1.6 or newer",
+                )
+            with open(copy, "rb"):
+                _mkfs(f"/proc/self/fd/{copy}", top, lower, marked, (fd, copy), path)
+        else:
+            _mkfs(program, top, lower, marked, (fd,), path)
         os.fchmod(fd, 0o444)
         os.fsync(fd)
         os.rename(temporary, path)
@@ -163,8 +168,23 @@ def _version(program: str) -> tuple[int, int]:
     return (int(found[1]), int(found[2])) if found else (0, 0)
 
 
-def _mkfs(program: str, top: str, lower: Sequence[str], marked: set[bytes], fd: int, path: str) -> None:
-    """Let mkfs.erofs write the merged layers into ``fd``, which is to be ``path``."""
+def _that_skips_nothing(program: str) -> int | None:
+    """A copy of mkfs.erofs 1.5 in memory, in which the name that it skips is one that no file can have.
+
+    None where it is not built so that the name is found in it, once.
+    """
+    with open(program, "rb") as file:
+        code = file.read()
+    if code.count(b"lost+found") != 1:
+        return None
+    fd = os.memfd_create(_PROGRAM, os.MFD_CLOEXEC)
+    with open(fd, "wb", closefd=False) as file:
+        file.write(code.replace(b"lost+found", b"lost/found"))
+    return fd
+
+
+def _mkfs(program: str, top: str, lower: Sequence[str], marked: set[bytes], fds: tuple[int, ...], path: str) -> None:
+    """Let mkfs.erofs write the merged layers into the first of ``fds``, which is to be ``path``; it keeps them all."""
     import threading
 
     started: list[Popen[bytes]] = []
@@ -174,7 +194,7 @@ def _mkfs(program: str, top: str, lower: Sequence[str], marked: set[bytes], fd: 
         try:
             with trying(f"make {path}: merge {len(lower)} layers"):
                 _merge(top, lower, marked)
-            started.append(_start(program, top, fd))
+            started.append(_start(program, top, fds))
         except BaseException as error:
             failed.append(error)
 
@@ -224,7 +244,7 @@ def _merge(top: str, lower: Sequence[str], marked: set[bytes]) -> None:
         os.chdir("/")
 
 
-def _start(program: str, top: str, fd: int) -> Popen[bytes]:
+def _start(program: str, top: str, fds: tuple[int, ...]) -> Popen[bytes]:
     """mkfs.erofs on its way.
 
     It calls lstat, readlink, llistxattr and opens regular files and directories only, by paths in which every other
@@ -238,10 +258,10 @@ def _start(program: str, top: str, fd: int) -> Popen[bytes]:
     # It inherits the descriptor, and so the lock, in case this process is killed: nobody else writes meanwhile.
     # The environment is made new because SOURCE_DATE_EPOCH would change the files' times.
     return subprocess.Popen(
-        [program, "--quiet", f"/proc/self/fd/{fd}", top],
+        [program, "--quiet", f"/proc/self/fd/{fds[0]}", top],
         cwd="/",
         env={"LC_ALL": "C"},
-        pass_fds=(fd,),
+        pass_fds=fds,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,

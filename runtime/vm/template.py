@@ -20,13 +20,14 @@ from fcntl import LOCK_EX, LOCK_NB, flock
 
 from pycontain.runtime import jsontext, namespaces
 from pycontain.runtime.channel import ChannelClosed
-from pycontain.runtime.errors import PycontainError
+from pycontain.runtime.errors import Conflict, PycontainError
 from pycontain.runtime.vm import initramfs, port, qemu
 from pycontain.runtime.vm.parts import Base, Parts, uid_of
 
 MIB = 1 << 20
 _MADE_OF = "made-of"
 _UNUSED_SECONDS = 7 * 86400
+_BUILD_SECONDS = 60.0  # longer than a builder that runs waits for anything
 _BZIMAGE_START = 64 << 10
 _IMAGE_MIB = 64 << 10  # sparse: the guest keeps the size that the template's first disk had
 
@@ -57,12 +58,26 @@ def ensure(base: Base, *, network: bool, disks: list[int]) -> str:
 
 
 def _lock(done: str) -> int:
+    """The descriptor of the builder's lock, with our pid in it. Raises Conflict where another holds it for too long."""
+    deadline = time.monotonic() + _BUILD_SECONDS
     while True:
         fd = os.open(f"{done}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        flock(fd, LOCK_EX)
-        if os.fstat(fd).st_nlink:
-            return fd
-        os.close(fd)  # swept away while we waited
+        try:
+            flock(fd, LOCK_EX | LOCK_NB)
+            if os.fstat(fd).st_nlink:  # else it was swept away while we waited
+                os.ftruncate(fd, 0)
+                os.write(fd, b"%d" % os.getpid())
+                return fd
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                pid = os.pread(fd, 20, 0).decode("ascii", "replace")
+                os.close(fd)
+                raise Conflict(
+                    f"cannot make a template: process {pid} has not made it within {_BUILD_SECONDS:.0f} s",
+                    hint=f"kill -9 {pid}, if it is stopped",
+                ) from None
+            time.sleep(0.01)
+        os.close(fd)
 
 
 def sweep(root: str) -> list[str]:

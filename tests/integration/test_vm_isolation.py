@@ -656,7 +656,7 @@ def test_what_the_specification_asks_for_and_a_machine_has_not(
     assert not runtime.root.exists() or os.listdir(runtime.root) == []
 
 
-def test_ps_in_a_machine_takes_no_options_of_ps(executor: str, rootfs: Path, tmp_path: Path) -> None:
+def test_ps_in_a_machine_takes_no_options_of_ps_and_update_is_refused(executor: str, rootfs: Path, tmp_path: Path) -> None:
     def change(config: dict[str, Any]) -> None:
         config["annotations"] = {"org.pycontain.isolation": executor}
 
@@ -664,6 +664,9 @@ def test_ps_in_a_machine_takes_no_options_of_ps(executor: str, rootfs: Path, tmp
     runtime("run", "-d", "-b", write_bundle(tmp_path / "b", rootfs, "sleep", "60", change=change), "t-ps", check=True)
     assert runtime("ps", "t-ps", "-o", "pid").stderr == (
         "pycontain-runtime: ps -o pid: the processes of a machine are listed without options of ps(1)\n"
+    )
+    assert runtime("update", "--memory", "64m", "t-ps").stderr == (
+        "pycontain-runtime: cannot update container t-ps: it is in a machine, whose size is settled when it boots\n"
     )
     runtime("pause", "t-ps", check=True)
     assert runtime("ps", "t-ps").stderr == (

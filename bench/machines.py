@@ -1,5 +1,9 @@
 """Containers in machines of their own, beside those in namespaces: two clocks, memory, and many at once.
 
+An idle clone is one of a template, alive, whose agent has answered. Its memory is QEMU's Pss: what it has of its own,
+and its share of what others map too (QEMU and its libraries, the template's file), so it is given for one alone, and
+for one of MANY; and once more for one of MANY with an idle container (``sleep``) in each.
+
 The clocks are those of the user: from before ``pycontain run --rm [--isolation vm] IMAGE sh -c "echo x"`` until the
 first byte that the container's process writes, and until the command has ended. Kernels: the distribution's, and the
 one that PYCONTAIN_TEST_KERNEL names; acceleration: TCG, and KVM where a guest boots with it.
@@ -14,7 +18,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 from bench.engines import IMAGE, Engine, write_image
 from bench.measure import Series, interleave, proportional_kib
@@ -177,7 +181,11 @@ def suite(ours: str, rounds: int) -> Result:
                     with idle_clone(one.config, folder) as (spent, pid):
                         answers.append(spent)
                         time.sleep(0.2)
-                        memory[f"{one.name}, before its container"] = proportional_kib(pid)
+                        memory[f"{one.name}, idle, alone"] = proportional_kib(pid)
+                with ExitStack() as alive:
+                    pids = [alive.enter_context(idle_clone(one.config, folder))[1] for _ in range(MANY)]
+                    time.sleep(2)
+                    memory[f"{one.name}, idle, one of {MANY}"] = sorted(map(proportional_kib, pids))[MANY // 2]
                 series = Series(one.name, answers)
                 timings.append({"discipline": "clone, to the agent's answer", "idle": False, **series.to_json()})
                 spent, pss = many(one)

@@ -356,7 +356,8 @@ def test_image_and_template_are_as_before_whatever_the_guest_writes(host: Host) 
             mknod /tmp/d b ${numbers%:*} ${numbers#*:}
             blockdev --setrw /tmp/d; echo 0 > /sys/block/$disk/ro
             dd if=/dev/urandom of=/tmp/d bs=4k count=16 conv=fsync; echo disk $?
-            mount -t tmpfs -o size=90% t /mnt; dd if=/dev/urandom of=/mnt/fill bs=1M count=200; sync; echo filled $(du -m /mnt/fill)
+            mount -t tmpfs -o size=90% t /mnt; dd if=/dev/urandom of=/mnt/seed bs=1M count=8
+            for i in $(seq 25); do cat /mnt/seed >> /mnt/fill; done; sync; echo filled $(du -m /mnt/fill)
             rm -f /bin/busybox.extra; echo changed > /etc/passwd; sync
         """
         said = host.out("exec", "--privileged", "one", "sh", "-c", script)

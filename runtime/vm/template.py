@@ -27,7 +27,7 @@ from pycontain.runtime.vm.parts import Base, Parts, uid_of
 MIB = 1 << 20
 _MADE_OF = "made-of"
 _UNUSED_SECONDS = 7 * 86400
-_BUILD_SECONDS = 60.0  # longer than a builder that runs waits for anything
+_BUILD_SECONDS = 90.0  # longer than a builder that runs waits for anything
 _BZIMAGE_START = 64 << 10
 _IMAGE_MIB = 64 << 10  # sparse: the guest keeps the size that the template's first disk had
 

@@ -113,7 +113,7 @@ class Victim:
             return False
 
 
-def until(ready: Callable[[], object], process: subprocess.Popen[bytes], seconds: float = 45) -> bool:
+def until(ready: Callable[[], object], process: subprocess.Popen[bytes], seconds: float = 90) -> bool:
     """Wait for it, or for the process's end, which is False."""
     end = time.monotonic() + seconds
     while not ready():

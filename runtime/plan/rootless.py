@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _CGROUPS = "/sys/fs/cgroup"
 # Who does not rule over the namespace that these show may not mount them, but see the host's: type → (that, place).
 _BOUND = {"sysfs": ("network", "/sys"), "proc": ("pid", "/proc"), "mqueue": ("ipc", "/dev/mqueue")}
-_TIME_ON_EXEC = (6, 1)
+_TIME_ON_EXEC = (6, 2)
 
 
 def adapt_config(config: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
@@ -95,7 +95,7 @@ def adapt(p: Plan, facts: dict[str, Any]) -> None:
     if facts["new_user"] and ("unshare", NAMESPACES["time"]) in stage0:
         # Not stage 0's to make; execve takes a process into the one that it has made for its children.
         if tuple(facts["kernel"]) < _TIME_ON_EXEC:
-            raise Unsupported("$.linux.namespaces: a new time namespace beside a new user namespace wants Linux 6.1")
+            raise Unsupported("$.linux.namespaces: a new time namespace beside a new user namespace wants Linux 6.2")
         time = [op for op in stage0 if op == ("unshare", NAMESPACES["time"]) or op[1] == "/proc/self/timens_offsets"]
         stage0 = [op for op in stage0 if op not in time]
         mapped = [*time, *mapped]
@@ -115,6 +115,11 @@ def adapt(p: Plan, facts: dict[str, Any]) -> None:
     p.ops = [("host_procfs",) if op[0] == "procfs" else op for op in p.ops]
     if not _own_cgroups(p.ops):
         p.ops.insert(inside, ("readonly", _CGROUPS))
+    for i, op in enumerate(p.ops):
+        if op[0] == "mount" and op[3] == "cgroup2" and any(o[:1] == ("bind",) and o[3] & 1 for o in p.ops[:i]):
+            # The kernel mounts nothing on itself (EBUSY), and a recursive bind of /sys may have brought it along.
+            p.ops.insert(i, ("mount", "tmpfs", op[2], "tmpfs", op[4], "size=0k,nr_inodes=1", 1))
+            break
 
 
 def _node(op: Op) -> Op:

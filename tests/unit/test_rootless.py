@@ -88,8 +88,8 @@ def test_clocks_are_offset_from_inside() -> None:
     found = names(adapted(made))
     sync = found.index("sync")
     assert found[sync + 1 : sync + 4] == ["unshare", "write", "dumpable"]
-    with pytest.raises(Unsupported, match="a new time namespace beside a new user namespace wants Linux 6.1"):
-        adapted(made, kernel=[6, 0])
+    with pytest.raises(Unsupported, match="a new time namespace beside a new user namespace wants Linux 6.2"):
+        adapted(made, kernel=[6, 1])
     found = names(adapted(made, **FAKE))
     assert found.index("unshare") < found.index("write") < found.index("clone")
 

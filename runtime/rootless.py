@@ -213,7 +213,7 @@ def hint(op: Op, number: int) -> str | None:
         return _user_namespaces("/proc/sys")
     if op[0] == "write" and op[1].endswith("oom_score_adj") and number in (EPERM, EACCES):
         return "without root $.process.oomScoreAdj can be raised, but not be less than it was"
-    if op[0] == "bind" and number == EINVAL and not op[3]:
+    if op[0] in ("bind", "tree") and number == EINVAL and not op[3] & 1:
         return 'something is mounted below it, which a user namespace may not uncover: use "rbind"'
     if op[0] == "attr" and number == EPERM:
         return "what the host has set (ro, nosuid, nodev, noexec, atime) a user namespace cannot take off a mount"

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 # Of bind and tree, as init/mounts.h has them.
 RECURSIVE, NO_FOLLOW, COPY_LINK = 1, 2, 4
-_TREES_MAX = 128
+TREES_MAX = 128
 
 
 def bind(mount: dict[str, Any], path: str, options: Options, source: str, target: str, p: Plan) -> list[Op]:
@@ -50,8 +50,8 @@ def bind(mount: dict[str, Any], path: str, options: Options, source: str, target
     uids, gids, namespace = _maps(mount, path, where, maps, p) if mapped else ("", "", NO_FD)
     spread = 0 if peer else PROPAGATION["private" if p.private else "slave"]
     slot = len(p.early)
-    if slot == _TREES_MAX:
-        raise Unsupported(f"{path}: found more than {_TREES_MAX} mounts that map ids or are shared with the host")
+    if slot == TREES_MAX:
+        raise Unsupported(f"{path}: found more than {TREES_MAX} mounts that map ids or are shared with the host")
     p.early.append(("tree", slot, source, how, spread, mapped, namespace, uids, gids))
     return [("attach", slot, target), *options.attributes(target)]
 

@@ -416,7 +416,7 @@ def more_files(config: dict[str, Any]) -> None:
         ),
         (
             plain_sys,
-            "cannot bind /sys on /sys: EINVAL (invalid argument)",
+            "cannot take /sys for mount 0: EINVAL (invalid argument)",
             'something is mounted below it, which a user namespace may not uncover: use "rbind"',
         ),
         (
@@ -681,3 +681,19 @@ def test_limits_in_a_given_cgroup(user: User, delegated: Path) -> None:
     ]  # fmt: skip
     assert user.runtime("exec", "rl-limits", *script("dd if=/dev/zero of=/dev/shm/x bs=1M count=48; exit 3")).returncode
     assert "oom_kill 0\n" not in (made / "memory.events").read_text()
+
+
+def test_sources_that_only_the_user_may_reach(user: User) -> None:
+    """The container's root is somebody else to the host; what is bound is taken by the user."""
+    (user.home / "secret/shared").mkdir(parents=True)
+    (user.home / "secret/shared/file").write_text("of the user")
+    (user.home / "secret").chmod(0o700)
+    subprocess.run(["chown", "-R", f"{UID}:{UID}", user.home / "secret"], check=True)
+
+    def change(config: dict[str, Any]) -> None:
+        for key in ("uidMappings", "gidMappings"):
+            config["linux"][key] = [{"containerID": 0, "hostID": FIRST, "size": COUNT}]
+        config["mounts"].append({"destination": "/mnt", "source": str(user.home / "secret/shared"), "options": ["bind"]})
+
+    done = user.runtime("run", "-b", user.bundle(*script("id -u; cat /mnt/file"), change=change), "rl-secret")
+    assert done.stdout.split()[:1] == ["0"] and done.stdout.endswith("of the user"), done.stderr

@@ -68,6 +68,17 @@ def test_ids(podman: Podman) -> None:
     assert kept[0] == str(UID) and [str(UID), "0", "1"] in [line.split() for line in kept[1:]]
 
 
+def test_other_maps(podman: Podman) -> None:
+    """What podman binds lies where the root of these maps may not go."""
+    maps = ("--uidmap=0:1:1000", "--gidmap=0:1:1000")
+    assert podman.run("--rm", *maps, "--", "cat", "/proc/self/uid_map").split() == ["0", "1", "1000"]
+
+
+def test_read_only(podman: Podman) -> None:
+    text = "touch /here; touch /tmp/there && echo $?"
+    assert podman.run("--rm", "--read-only", "--", "sh", "-c", text) == "0\n"
+
+
 def test_what_is_shared_with_the_host(podman: Podman) -> None:
     assert int(podman.run("--rm", "--pid=host", "--", "sh", "-c", "ls -d /proc/[0-9]* | wc -l")) > 20
     text = "cat /proc/sys/net/ipv4/ip_unprivileged_port_start; ls /sys/class/net"

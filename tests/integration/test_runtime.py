@@ -106,6 +106,15 @@ def test_the_whole_life(runtime: Runtime, bundle: Bundle, tmp_path: Path, execut
     assert table[0].split() == ["ID", "PID", "STATUS", "BUNDLE", "CREATED", "OWNER"]
     pids = json.loads(runtime("ps", "--format", "json", "t-life", check=True).stdout)
     assert pids == [pid] if executor == "namespaces" else len(pids) == 1  # numbers of the guest
+    counted = json.loads(runtime("events", "--stats", "t-life", check=True).stdout)["data"]
+    assert counted["pids"]["current"] == 1
+    assert 4096 <= counted["memory"]["usage"]["usage"] < 1 << 30
+    updated = runtime("update", "--pids-limit", "50", "t-life")
+    assert updated.stderr == (
+        ""
+        if executor == "namespaces"
+        else "pycontain-runtime: cannot update container t-life: it is in a machine, whose size is settled when it boots\n"
+    )
     runtime("kill", "t-life", "SIGKILL", check=True)
     wait_for(lambda: runtime.state("t-life")["status"] == "stopped")
     late = runtime("kill", "t-life")

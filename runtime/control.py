@@ -189,6 +189,10 @@ def delete(id: str, *, root: str, force: bool = False) -> None:
                 cgroup.kill_all()
             cgroup.remove()
         _wait_gone(container)
+        if "mounts_before" in container.fields:
+            from pycontain.runtime.shared_mounts import undo
+
+            undo(container.fields)
         state = container.oci("stopped")
         container.remove()
         if container.fields.get("poststop"):

@@ -212,6 +212,10 @@ def create(
     fields["poststart"] = hooks.get("poststart") or []
     fields["poststop"] = hooks.get("poststop") or []
     fields["own_pids"] = _own_pids(config)
+    if p.shares_mounts:
+        from pycontain.runtime.shared_mounts import count
+
+        fields["mounts_before"] = count(str(fields["rootfs"]))
     if facts is not None:
         fields["rootless"] = facts
     if manager is not None:
@@ -268,7 +272,8 @@ def create(
             from pycontain.runtime import hooks as _hooks
 
             state = container.oci("creating")
-            _hooks.run_all(hooks.get("prestart") or [], "prestart", state)
+            # "after the runtime environment has been created" (config.md, "Prestart"); crun says so too.
+            _hooks.run_all(hooks.get("prestart") or [], "prestart", {**state, "status": "created"})
             _hooks.run_all(hooks.get("createRuntime") or [], "createRuntime", state)
         if machine is not None:
             machine.boot(process, container, dump(container.oci("creating")).encode())
@@ -294,6 +299,10 @@ def create(
             process.close()
         if made:
             _undo(cgroup, process, launcher)
+            if p.shares_mounts:
+                from pycontain.runtime.shared_mounts import undo
+
+                undo(container.fields)
         container.remove()  # a cgroup that could not be made may be another container's
         raise
     finally:

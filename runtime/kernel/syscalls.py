@@ -49,6 +49,11 @@ def openat2(dirfd: int, path: str | bytes, flags: int, mode: int = 0, resolve: i
     return _check(fd, path)
 
 
+def umount2(path: str, flags: int) -> None:
+    """umount2(2)."""
+    _check(_libc.umount2(os.fsencode(path), flags), path)
+
+
 def syncfs(fd: int) -> None:
     """syncfs(2): write out everything of the file system that ``fd`` is on. Linux 2.6.39."""
     _check(_libc.syncfs(fd))

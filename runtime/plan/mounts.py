@@ -154,11 +154,13 @@ def mount_ops(mount: dict[str, Any], path: str, bundle: str, cgroup: CgroupView,
         options.bind = True
         if not source:
             raise SpecError(f"{path}.source", "found nothing, wanted the path to bind")
-        name = options.superblock or options.data
-        if name:
+        if options.superblock:
             raise SpecError(
-                f"{path}.options", f"found {name!r}: it belongs to a file system, a bind mount cannot have it"
+                f"{path}.options",
+                f"found {options.superblock!r}: it belongs to a file system, a bind mount cannot have it",
             )
+        if options.data:  # mount(2): the kernel takes no data with MS_BIND; runc, crun and mount(8) let it pass
+            p.warnings.append(f"{path}.options: {options.data!r} belongs to a file system, ignored for a bind mount")
         if source[0] != "/":
             source = f"{bundle}/{source}"
         if options.special or mapped or p.shared:

@@ -51,13 +51,14 @@ class Plan:
 
     __slots__ = (
         "base", "console", "early", "files", "gid_maps", "hint", "hooks", "into", "joins", "late", "ops", "private",
-        "shared", "uid_maps", "warnings",
+        "shared", "shares_mounts", "uid_maps", "warnings",
     )  # fmt: skip
 
     def __init__(self, base: int, into: bool, joins: int) -> None:
         self.ops: list[Op] = []
         self.early: list[Op] = []  # before all others: with the host's rights and mounts
         self.late: list[Op] = []
+        self.shares_mounts = False  # what is mounted is mounted where the runtime is
         self.private = self.shared = False  # the root's propagation, where it is that
         self.base = base
         self.into = into
@@ -295,9 +296,9 @@ def _filesystem(p: Plan, spec: Spec, host: Host, rootfs: dict[str, Any], bundle:
         )
     own, joined = new & NAMESPACES["mount"], p.joined("mount") is not None
     if not own and not joined:
-        from pycontain.runtime.plan.special_mounts import without_mounts
+        from pycontain.runtime.plan.special_mounts import shared_mounts
 
-        without_mounts(p, spec, rootfs)
+        shared_mounts(p, spec, rootfs)
     else:
         p.private, p.shared = kind in ("private", "unbindable"), kind == "shared"
         if own:

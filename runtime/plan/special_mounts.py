@@ -134,27 +134,29 @@ def mount(path: str, given: list[str], options: Options, kind: str, source: str,
     return ops + options.attributes(target)
 
 
-def without_mounts(p: Plan, spec: dict[str, Any], rootfs: dict[str, Any]) -> None:
-    """The root of a container that shares the runtime's mounts: entered by chroot(2), with nothing mounted for it.
+def shared_mounts(p: Plan, spec: dict[str, Any], rootfs: dict[str, Any]) -> None:
+    """The root of a container that shares the runtime's mounts, entered by chroot(2).
 
-    Whatever would have to be mounted would be mounted for the host, and is refused by name.
+    What is mounted for it is mounted where the runtime is, below a private mount of the root, taken away with the
+    container (``runtime.shared_mounts``).
     """
     linux = spec.get("linux") or {}
     why = "needs a mount namespace of the container's own"
     hint = 'add {"type": "mount"} to $.linux.namespaces'
     if rootfs["kind"] != "directory":
         raise Unsupported(f"$.linux.namespaces: an image's root file system {why}", hint=hint)
-    if spec.get("mounts"):
-        raise Unsupported(f"$.mounts[0]: {why}", hint=hint)
-    for key in ("maskedPaths", "readonlyPaths", "rootfsPropagation"):
-        if linux.get(key):
-            raise Unsupported(f"$.linux.{key}: {why}", hint=hint)
-    if spec["root"].get("readonly"):
-        raise Unsupported(f"$.root.readonly: {why}", hint=hint)
-    if spec["process"].get("terminal"):
-        raise Unsupported(f"$.process.terminal: {why}: a terminal is made in its /dev/pts", hint=hint)
     if p.uid_maps or p.joined("user") is not None:
         raise Unsupported(f"$.linux.namespaces: a user namespace {why}", hint=hint)
-    p.ops.append(("root", rootfs["path"]))
+    p.shares_mounts = bool(
+        spec.get("mounts")
+        or any(linux.get(key) for key in ("maskedPaths", "readonlyPaths", "rootfsPropagation"))
+        or spec["root"].get("readonly")
+        or spec["process"].get("terminal")
+    )
+    if p.shares_mounts:
+        # Private: a peer of the mount below it would pass on what is mounted here, and keep it.
+        p.ops += [("root_bind", rootfs["path"]), ("attr", "/", 0, 0, PROPAGATION["private"], 1)]
+    else:
+        p.ops.append(("root", rootfs["path"]))
 
 

@@ -482,7 +482,7 @@ def test_hooks(runtime: Runtime, bundle: Bundle, tmp_path: Path) -> None:
     here = os.uname().nodename
     statuses = [(name, env, host, json.loads(state)["status"]) for name, env, host, state in lines]
     assert statuses == [
-        ("prestart", "env", here, "creating"),
+        ("prestart", "env", here, "created"),
         ("createRuntime", "env", here, "creating"),
         ("createContainer", "env", "pycontain", "creating"),
         ("poststart", "env", here, "running"),

@@ -20,7 +20,7 @@ RUNTIME = (
     {"errors", "jsontext", "paths"},
     {"kernel", "spec", "state", "hooks"},
     {"plan"},
-    {"channel", "executor", "terminal", "idmaps", "rootless", "seccomp_agent", "handover"},
+    {"channel", "executor", "terminal", "idmaps", "rootless", "seccomp_agent", "handover", "shared_mounts"},
     {"namespaces", "vm"},
     {"control", "creation", "example", "features"},
     {"lifecycle", "update", "events"},
@@ -36,7 +36,7 @@ LIGHT = {
     "sys", "termios", "time",
 }  # fmt: skip
 OFF_START_PATH = {
-    f"pycontain.runtime.{name}" for name in ("kernel.syscalls", "kernel.systemd", "plan.describe", "terminal", "seccomp_agent")
+    f"pycontain.runtime.{name}" for name in ("kernel.syscalls", "kernel.systemd", "plan.describe", "terminal", "seccomp_agent", "shared_mounts")
 }
 
 # Names of control files that only one version of cgroups has. Each side keeps to its own.

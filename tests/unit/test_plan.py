@@ -15,9 +15,9 @@ from pycontain.runtime.example import EXAMPLE
 from pycontain.runtime.kernel.host import Host
 from pycontain.runtime.plan.describe import describe
 from pycontain.runtime.plan.identity import ALL_CAPS
-from pycontain.runtime.plan.mounts import CLEARS, FLAGS, Options
+from pycontain.runtime.plan.mounts import CLEARS, FLAGS, PROPAGATION, Options
 from pycontain.runtime.plan.ops import NO_FD, REAP, encode
-from pycontain.runtime.plan.plan import exec_plan, plan, read_plan
+from pycontain.runtime.plan.plan import Plan, exec_plan, plan, read_plan
 
 
 def hierarchy(mount: str, *controllers: str, name: str = "", unified: bool = False) -> dict[str, Any]:
@@ -40,12 +40,16 @@ OVERLAY = {"kind": "overlay", "target": "/t", "lower": ["/l"], "upper": "/u", "w
 ONE_ID = [{"containerID": 0, "hostID": 0, "size": 1}]
 
 
-def planned(host: Any = V2, rootfs: dict[str, Any] = ROOTFS, change: Any = None, **options: Any) -> list[Any]:
+def plan_of(host: Any = V2, rootfs: dict[str, Any] = ROOTFS, change: Any = None, **options: Any) -> Plan:
     config: dict[str, Any] = copy.deepcopy(EXAMPLE)
     config["process"]["terminal"] = False
     if change:
         change(config)
-    return plan(spec_module.check(config), host, rootfs, bundle="/bundle", **options).ops
+    return plan(spec_module.check(config), host, rootfs, bundle="/bundle", **options)
+
+
+def planned(*args: Any, **options: Any) -> list[Any]:
+    return plan_of(*args, **options).ops
 
 
 def names(ops: list[Any]) -> list[str]:
@@ -332,11 +336,6 @@ def update(path: str, value: Any) -> Any:
         ),
         ("mounts.0.destination", "/..", "$.mounts[0].destination: found '/..', wanted a path below the root file system"),
         (
-            "mounts.0",
-            {"destination": "/x", "source": "/y", "options": ["bind", "size=5"]},
-            "$.mounts[0].options: found 'size=5': it belongs to a file system, a bind mount cannot have it",
-        ),
-        (
             "linux.devices",
             [{"path": "/dev/x", "type": "c", "major": 4096, "minor": 0}],
             "$.linux.devices[0].major: found 4096, wanted 0 to 4095",
@@ -397,32 +396,58 @@ def test_refused_by_name(path: str, value: Any, error: str) -> None:
     assert caught.value.message.startswith(error)
 
 
+SHARING = {"namespaces": [{"type": "pid"}]}
+
+
 @pytest.mark.parametrize(
     ("path", "value", "what"),
     [
-        ("mounts", [{"destination": "/x", "type": "tmpfs"}], "$.mounts[0]: needs"),
-        ("linux.maskedPaths", ["/x"], "$.linux.maskedPaths: needs"),
-        ("linux.readonlyPaths", ["/x"], "$.linux.readonlyPaths: needs"),
-        ("linux.rootfsPropagation", "slave", "$.linux.rootfsPropagation: needs"),
-        ("root.readonly", True, "$.root.readonly: needs"),
-        ("process.terminal", True, "$.process.terminal: needs"),
         ("linux.uidMappings", ONE_ID, "$.linux.namespaces: a user namespace needs"),
         ("", None, "$.linux.namespaces: an image's root file system needs"),
     ],
 )
-def test_what_would_be_mounted_for_the_host_is_refused(path: str, value: Any, what: str) -> None:
+def test_what_cannot_be_without_a_mount_namespace_is_refused(path: str, value: Any, what: str) -> None:
     def change(c: dict[str, Any]) -> None:
-        c["linux"] = {"namespaces": [{"type": "pid"}]}
-        c.update(mounts=[], hostname="", root={"path": "rootfs"})
-        if "uid" in path:
-            c["linux"].update(namespaces=[{"type": "user"}], gidMappings=ONE_ID)
+        c.update(linux=dict(SHARING), mounts=[], hostname="", root={"path": "rootfs"})
         if path:
+            c["linux"].update(namespaces=[{"type": "user"}], gidMappings=ONE_ID)
             update(path, value)(c)
 
     with pytest.raises(Unsupported) as caught:
         planned(change=change, rootfs=ROOTFS if path else OVERLAY)
     assert caught.value.message.startswith(f"{what} a mount namespace of the container's own")
     assert caught.value.hint == 'add {"type": "mount"} to $.linux.namespaces'
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("mounts", [{"destination": "/x", "type": "tmpfs"}]),
+        ("linux.maskedPaths", ["/x"]),
+        ("linux.readonlyPaths", ["/x"]),
+        ("linux.rootfsPropagation", "slave"),
+        ("root.readonly", True),
+        ("process.terminal", True),
+        ("annotations", {}),
+    ],
+)
+def test_what_is_mounted_for_the_host_lies_on_a_mount_that_can_be_taken_away(path: str, value: Any) -> None:
+    def change(c: dict[str, Any]) -> None:
+        c.update(linux=dict(SHARING), mounts=[], hostname="", root={"path": "rootfs"})
+        update(path, value)(c)
+
+    p = plan_of(change=change)
+    found = names(p.ops)
+    assert p.shares_mounts == (path != "annotations")
+    assert "propagation" not in found and "pivot" not in found and "chroot" in found
+    first = p.ops[found.index("root_bind" if p.shares_mounts else "root") + 1]
+    assert (first == ("attr", "/", 0, 0, PROPAGATION["private"], 1)) == p.shares_mounts
+
+
+def test_data_of_a_bind_mount_is_worth_a_warning() -> None:
+    mount = {"destination": "/x", "source": "/y", "options": ["bind", "size=5"]}
+    p = plan_of(change=update("mounts.0", mount))
+    assert p.warnings == ["$.mounts[0].options: 'size=5' belongs to a file system, ignored for a bind mount"]
 
 
 @given(st.lists(st.sampled_from(["ro", "rw", "rbind", "rprivate", "rro", "rnoatime", *FLAGS, *CLEARS])))

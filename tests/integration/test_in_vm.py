@@ -5,9 +5,11 @@ from __future__ import annotations
 import io
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tests.runtime_tools import COMMAND, make_rootfs, write_bundle
 from tests.vm import machine
 
 ROOT = Path(__file__).parents[2]
@@ -15,13 +17,19 @@ ROOT = Path(__file__).parents[2]
 pytestmark = [pytest.mark.needs("root", "qemu", "vm"), pytest.mark.timeout(400)]
 
 
-def in_machine(*command: str, timeout: float = 300.0, systemd: bool = False) -> tuple[int, str]:
+def in_machine(*command: str, timeout: float = 300.0, systemd: bool = False, parameters: str = "") -> tuple[int, str]:
     output = io.BytesIO()
     # What the machine compiles is gone with it, and costs it time.
     environment = {"PYTHONDONTWRITEBYTECODE": "1"}
     try:
         status = machine.run(
-            command, output=output, cwd=str(ROOT), environment=environment, timeout=timeout, systemd=systemd
+            command,
+            output=output,
+            cwd=str(ROOT),
+            environment=environment,
+            timeout=timeout,
+            systemd=systemd,
+            parameters=parameters,
         )
     except (TimeoutError, machine.MachineError) as error:
         pytest.fail(f"{error}\n{output.getvalue().decode(errors='replace')}")
@@ -55,6 +63,44 @@ def test_containers_on_v2() -> None:
 
 def test_containers_of_systemd() -> None:
     pytest_in_machine("tests/integration/test_systemd.py", systemd=True)
+
+
+def test_selinux(tmp_path: Path) -> None:
+    """A kernel that has it beside AppArmor has one of them on: the first of its list.
+
+    Without a policy it knows its initial contexts only, "unlabeled" among them, gives "kernel" to all, and takes no
+    label for a mount.
+    """
+    rootfs = make_rootfs(tmp_path / "rootfs")
+    read = ("cat", "/proc/self/attr/current")
+    user = {"uid": 1000, "gid": 1000}
+    for name, process, linux in (
+        ("label", {"selinuxLabel": "unlabeled", "user": user}, {}),
+        ("none", {}, {}),
+        ("mount", {}, {"mountLabel": "unlabeled"}),
+    ):
+
+        def change(config: dict[str, Any], process: Any = process, linux: Any = linux) -> None:
+            config["process"].update(process)
+            config["linux"].update(linux)
+
+        write_bundle(tmp_path / name, rootfs, *read, change=change)
+    run = " ".join(COMMAND) + f" --root /run/selinux run -b {tmp_path}/"
+    script = (
+        "mount -t selinuxfs selinuxfs /sys/fs/selinux; for name in label none mount; do " + run + "$name se; echo; done"
+    )
+    status, output = in_machine("sh", "-c", script, parameters="lsm=landlock,lockdown,yama,integrity,selinux,bpf")
+    assert (status, output.replace("\0", "").split("\n")) == (
+        0,
+        [
+            "unlabeled",
+            "kernel",
+            "pycontain-runtime: cannot mount tmpfs (tmpfs) on /dev: nosuid,strictatime,mode=755,size=65536k,"
+            'context="unlabeled": mount: EINVAL (invalid argument)',
+            "",
+            "",
+        ],
+    )
 
 
 def test_the_main_job_on_v2() -> None:

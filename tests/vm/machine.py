@@ -66,12 +66,14 @@ def run(
     cpus: int = 2,
     timeout: float = 600.0,
     systemd: bool = False,
+    parameters: str = "",
 ) -> int:
     """Run ``command`` in a fresh machine; its stdout and stderr go to ``output`` as they come.
 
     ``cwd`` is a path of the host (this process's by default); ``environment`` is added to the few variables that
-    are passed on; ``memory`` in MiB; ``systemd``: it is pid 1 there, with its bus and nothing else. Returns the exit status as a shell has it (128 + signal). Raises Unavailable
-    where the machine cannot be made, MachineError where it died, TimeoutError after ``timeout`` seconds.
+    are passed on; ``memory`` in MiB; ``systemd``: it is pid 1 there, with its bus and nothing else; ``parameters``:
+    more of them for the kernel. Returns the exit status as a shell has it (128 + signal). Raises Unavailable where
+    the machine cannot be made, MachineError where it died, TimeoutError after ``timeout`` seconds.
     """
     why = missing()
     if why:
@@ -87,7 +89,7 @@ def run(
         readers = [stack.enter_context(open(read, "rb", buffering=0)) for read, _ in streams]
         writers = [write for _, write in streams]
         try:
-            qemu = _start([QEMU, *_arguments(found, folder, memory, cpus, *writers)], folder / "qemu.log", writers)
+            qemu = _start([QEMU, *_arguments(found, folder, memory, cpus, parameters, *writers)], folder / "qemu.log", writers)
         finally:
             for writer in writers:
                 os.close(writer)
@@ -140,8 +142,11 @@ def _share_root(stack: ExitStack, folder: Path) -> None:
         stack.callback(_end, _start([VIRTIOFSD, f"--fd={fd}", *options], folder / "virtiofsd.log", [fd]))
 
 
-def _arguments(found: guest.Kernel, folder: Path, memory: int, cpus: int, output: int, status: int) -> list[str]:
+def _arguments(
+    found: guest.Kernel, folder: Path, memory: int, cpus: int, parameters: str, output: int, status: int
+) -> list[str]:
     line = "console=ttyS0 quiet loglevel=4 panic=-1 cgroup_no_v1=all random.trust_cpu=on mitigations=off nokaslr"
+    line = f"{line} {parameters}"
     return [
         *("-machine", "q35,memory-backend=memory", "-accel", "tcg,thread=multi", "-cpu", "max,la57=off"),
         *("-smp", str(cpus), "-m", f"{memory}M", "-object", f"memory-backend-memfd,id=memory,size={memory}M,share=on"),

@@ -97,7 +97,7 @@ def test_a_kernel_two_processors_and_an_amount_of_memory(command: Command) -> No
     assert (done.returncode, done.stderr) == (0, "")
     processors, words, release, memory = done.stdout.splitlines()
     assert processors == "2"
-    assert words.endswith(" foo=bar hello world")
+    assert " foo=bar hello world" in words  # with virtio-mmio QEMU adds where its devices are
     assert release != os.uname().release
     assert release in Path(image()).name or os.environ.get("PYCONTAIN_TEST_KERNEL")
     assert 180 << 10 < int(memory.split()[1]) < 256 << 10
@@ -217,7 +217,7 @@ def test_a_hypervisor_that_is_none(command: Command) -> None:
 
 def test_features_name_the_annotation(command: Command) -> None:
     found = json.loads(command.runtime("features", check=True).stdout)
-    assert found["potentiallyUnsafeConfigAnnotations"] == ["org.pycontain.isolation"]
+    assert "org.pycontain.isolation" in found["potentiallyUnsafeConfigAnnotations"]
 
 
 # ---- overcommit

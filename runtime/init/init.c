@@ -472,8 +472,10 @@ static int obey(unsigned base, unsigned count)
 	channel = base + 1;
 	TRY(syscall(SYS_close_range, base + count, ~0u, 0));
 	TRY(syscall(SYS_close_range, base, ~0u, CLOSE_RANGE_CLOEXEC));
-	for (int sig = 1; sig < NSIG; sig++)
-		signal(sig, SIG_DFL); /* Python ignores SIGPIPE and SIGXFSZ, and exec keeps that */
+	/* Python ignores SIGPIPE and SIGXFSZ, posix_spawn(3) of glibc its own two (32, 33), and exec keeps that. Without the
+	 * C library, which would not touch those. */
+	for (int sig = 1; sig <= 64; sig++)
+		syscall(SYS_rt_sigaction, sig, (const uint64_t[4]){ 0 }, NULL, 8);
 	sigemptyset(&none);
 	sigprocmask(SIG_SETMASK, &none, NULL);
 	TRY(fstat(base, &st));

@@ -141,7 +141,9 @@ def test_cpu_affinity_of_exec(started: Started) -> None:
     if len(cpus) < 2:
         pytest.skip("needs two processors")
     pid = started("pr-cpu", of_process(execCPUAffinity={"initial": f"{cpus[0]}", "final": f"{cpus[1]}"}))
-    assert said("taskset", "-cp", pid).split(": ")[1] == said("taskset", "-cp", os.getpid()).split(": ")[1], "exec's alone"
+    assert said("taskset", "-cp", pid).split(": ")[1] == said("taskset", "-cp", os.getpid()).split(": ")[1], (
+        "exec's alone"
+    )
     inside = started.runtime("exec", "pr-cpu", "grep", "Cpus_allowed_list", "/proc/self/status", check=True).stdout
     assert inside.split() == ["Cpus_allowed_list:", str(cpus[1])]
     process = {"cwd": "/", "args": ["grep", "Cpus_allowed_list", "/proc/self/status"]}
@@ -154,6 +156,28 @@ def test_cpu_affinity_of_exec(started: Started) -> None:
     (started.path / "process.json").write_text(json.dumps({**process, "execCPUAffinity": {"final": "8000"}}))
     done = started.runtime("exec", "--process", started.path / "process.json", "pr-cpu")
     assert done.stderr == "pycontain-runtime: cannot keep to processors 8000: EINVAL (invalid argument)\n"
+
+
+@pytest.mark.both_executors
+def test_inside(runtime: Runtime, tmp_path: Path, rootfs: Path, executor: str) -> None:
+    """As the container sees it itself: in a machine nobody else can."""
+
+    def change(config: dict[str, Any]) -> None:
+        config["process"].update(
+            scheduler={"policy": "SCHED_BATCH", "nice": 3},
+            ioPriority={"class": "IOPRIO_CLASS_BE", "priority": 6},
+            user={"uid": 7, "gid": 8, "additionalGids": [9]},
+        )
+        config["linux"]["memoryPolicy"] = {"mode": "MPOL_BIND", "nodes": "0"}
+        if executor == "vm":
+            config["annotations"] = {"org.pycontain.isolation": "vm"}
+
+    script = "read -r line < /proc/self/stat; set -- $line; shift 18; echo $1; shift 22; echo $1; id -G; "
+    script += "head -n1 /proc/self/numa_maps; ionice -p $$ || ionice"
+    done = runtime("run", "-b", write_bundle(tmp_path / "b", rootfs, "sh", "-c", script, change=change), "pr-inside")
+    nice, policy, groups, policies, io = done.stdout.splitlines()
+    assert (nice, policy, groups, io) == ("3", "3", "8 9", "best-effort: prio 6"), done
+    assert " bind:0 " in policies
 
 
 # Limits, identity

@@ -69,6 +69,15 @@ def a_machine(**changes: Any) -> qemu.Machine:
          "$.hooks.startContainer: its programs are the host's, its namespaces the guest's"),
         ({"vm": {"kernel": {"path": "/bin/true"}, "hwConfig": {"vcpus": 1000}}},
          "$.vm.hwConfig.vcpus: found 1000, wanted at most 8"),
+        ({"process__apparmorProfile": "acme"},
+         "$.process.apparmorProfile: the profiles and policies of this host are not a machine's"),
+        ({"process__selinuxLabel": "a:b:c"},
+         "$.process.selinuxLabel: the profiles and policies of this host are not a machine's"),
+        ({"linux__mountLabel": "a:b:c"},
+         "$.linux.mountLabel: the profiles and policies of this host are not a machine's"),
+        ({"linux__seccomp": {"defaultAction": "SCMP_ACT_ALLOW", "listenerPath": "/run/agent.sock",
+                             "syscalls": [{"names": ["mount"], "action": "SCMP_ACT_NOTIFY"}]}},
+         "$.linux.seccomp.syscalls[0].action: SCMP_ACT_NOTIFY has its agent on this host, and its process in a machine"),
         ({"annotations": {"org.pycontain.isolation": "gvisor"}},
          "$.annotations['org.pycontain.isolation']: found 'gvisor', wanted vm or namespaces"),
     ],
@@ -85,6 +94,11 @@ def test_what_is_of_this_host_is_refused_by_name(
 def test_preserved_descriptors_are_refused() -> None:
     with pytest.raises(PycontainError, match="^--preserve-fds: a descriptor of the host does not get into a machine$"):
         made(config(), preserve_fds=1)
+
+
+def test_readiness_is_not_told_from_a_machine() -> None:
+    with pytest.raises(PycontainError, match="^NOTIFY_SOCKET: a socket of the host does not get into a machine$"):
+        made(config(), notify=True)
 
 
 def test_the_guest_has_the_limit_and_the_host_what_is_around_it() -> None:

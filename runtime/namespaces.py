@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import _socket
 import posix as os
+from errno import EACCES, EINVAL
 from fcntl import F_ADD_SEALS, F_DUPFD_CLOEXEC, F_SEAL_GROW, F_SEAL_SEAL, F_SEAL_SHRINK, F_SEAL_WRITE, fcntl
 
 from pycontain.runtime import channel
@@ -30,15 +31,26 @@ if TYPE_CHECKING:
         def started(self, pid: int) -> None: ...
 
 
+_EXEC, _NOEXEC_SEAL = 0x10, 8  # of memfd_create(2), since Linux 6.3
 _SEALS = F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE
 INIT = f"{__file__.rpartition('/')[0]}/init/pycontain-init"
 _UNSHARED_SECONDS = 10.0
 _PID_MAX = 1 << 22  # proc_sys_kernel(5)
 
 
-def sealed_memfd(name: str, data: bytes) -> int:
-    """A memfd with ``data`` that nobody, the container included, can change or extend (memfd_create(2))."""
-    fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+def sealed_memfd(name: str, data: bytes, *, executable: bool = False) -> int:
+    """A memfd with ``data`` that nobody, the container included, can change or extend (memfd_create(2)).
+
+    ``executable``: says so to a kernel that makes none executable by itself. Raises KernelError where it never does.
+    """
+    flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
+    try:
+        fd = os.memfd_create(name, flags | (_EXEC if executable else _NOEXEC_SEAL))
+    except OSError as error:
+        if error.errno != EINVAL:
+            hint = "sysctl -w vm.memfd_noexec=1" if error.errno == EACCES else None
+            raise KernelError(f"cannot hold {name} in memory", error.errno or 0, hint=hint) from None
+        fd = os.memfd_create(name, flags)
     while data:
         data = data[os.write(fd, data) :]
     fcntl(fd, F_ADD_SEALS, _SEALS)
@@ -48,7 +60,7 @@ def sealed_memfd(name: str, data: bytes) -> int:
 def init_program() -> int:
     """A sealed memfd with the static init. Raises NotFound where it was not built."""
     try:
-        return sealed_memfd("pycontain-init", read_bounded(INIT))
+        return sealed_memfd("pycontain-init", read_bounded(INIT), executable=True)
     except NotFound as error:
         raise NotFound(f"cannot start a container: {error.message}", hint="make -C runtime/init") from None
 

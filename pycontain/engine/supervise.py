@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from pycontain.runtime.errors import Conflict, KernelError, NotFound, PycontainError, Unsupported
+from pycontain.runtime.namespaces import sealed_memfd
 
 FORMAT = 1
 START_TIMEOUT = 30.0  # seconds; the supervisor answers within milliseconds unless the host is swapping
@@ -378,17 +379,7 @@ def _sealed(path: str) -> int:
         raise NotFound(f"start the supervisor: {path} is not there", hint="build it: make -C runtime/init") from None
     except OSError as error:
         raise KernelError(f"read {path}", error.errno or 0) from error
-    fd = os.memfd_create("pycontain-supervisor", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    try:
-        view = memoryview(data)
-        while view:
-            view = view[os.write(fd, view) :]
-        seals = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
-        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
-    except OSError as error:
-        os.close(fd)
-        raise KernelError("seal the supervisor's program", error.errno or 0) from error
-    return fd
+    return sealed_memfd("pycontain-supervisor", data, executable=True)
 
 
 def _read_json(path: str, what: str) -> dict[str, Any] | None:

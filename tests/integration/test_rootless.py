@@ -697,3 +697,60 @@ def test_sources_that_only_the_user_may_reach(user: User) -> None:
 
     done = user.runtime("run", "-b", user.bundle(*script("id -u; cat /mnt/file"), change=change), "rl-secret")
     assert done.stdout.split()[:1] == ["0"] and done.stdout.endswith("of the user"), done.stderr
+
+
+@pytest.mark.needs("cgroup1")
+def test_given_hierarchies_of_v1(user: User) -> None:
+    """Of the hierarchies of cgroup v1 those are used that were given."""
+    name = f"pycontain-rl-{os.getpid()}"
+    given = [Path("/sys/fs/cgroup", kind, name) for kind in ("pids", "freezer")]
+    for path in given:
+        path.mkdir()
+        os.chown(path, UID, UID)
+    try:
+        change = change_(cgroupsPath=f"/{name}/x", resources={"pids": {"limit": 20}})
+        pid = running(user, "rl-v1", user.bundle("sleep", "600", change=change))
+        for path in given:
+            assert (path / "x/cgroup.procs").read_text().split() == [str(pid)]
+        assert (given[0] / "x/pids.max").read_text() == "20\n"
+        user.runtime("pause", "rl-v1", check=True)
+        assert (given[1] / "x/freezer.state").read_text() == "FROZEN\n"
+        user.runtime("resume", "rl-v1", check=True)
+        user.runtime("delete", "--force", "rl-v1", check=True)
+        lacking = change_(cgroupsPath=f"/{name}/x", resources={"memory": {"limit": 1 << 26}})
+        done = user.runtime("run", "-b", user.bundle(change=lacking), "rl-v1")
+        assert done.stderr.startswith("pycontain-runtime: $.linux.resources.memory.limit: "), done.stderr
+        assert not any((path / "x").exists() for path in given)
+    finally:
+        user.clean()
+        for path in given:
+            path.rmdir()
+
+
+def test_root_looks_after_a_users_container(user: User) -> None:
+    running(user, "rl-ours", user.bundle("sleep", "600", ranges=True))
+    root = [*COMMAND, "--root", user.root]
+    assert user.users.root(*root, "exec", "--user", "5:6", "rl-ours", "id", "-u").stdout == "5\n"
+    done = user.users.root(*root, "delete", "--force", "rl-ours")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert user.ids() == []
+
+
+def test_memory_that_is_not_executable_by_itself(loner: User) -> None:
+    """vm.memfd_noexec, a pid namespace's own: init is said to be a program."""
+    if not os.path.exists("/proc/sys/vm/memfd_noexec"):
+        pytest.skip("needs Linux 6.3: no /proc/sys/vm/memfd_noexec")
+    path = loner.bundle("echo", "ran")
+    runtime = [*COMMAND, "--root", loner.root, "run", "-b", path, "rl-memfd"]
+    become = ["setpriv", f"--reuid={LONER}", f"--regid={LONER}", "--clear-groups"]
+
+    def run(value: int) -> subprocess.CompletedProcess[str]:
+        text = f'echo {value} >/proc/sys/vm/memfd_noexec && exec "$@"'
+        apart = ["unshare", "--pid", "--fork", "--mount", "--mount-proc"]
+        return loner.users.root(*apart, *script(text), "sh", *become, *runtime)
+
+    assert run(1).stdout == "ran\n"
+    assert run(2).stderr == (
+        "pycontain-runtime: cannot hold pycontain-init in memory: EACCES (permission denied)\n"
+        "\nhint: sysctl -w vm.memfd_noexec=1\n"
+    )

@@ -204,7 +204,7 @@ def failure(plan: Plan, payload: bytes) -> PycontainError:
     op = plan.ops[index] if index < len(plan.ops) else ("exec", "init", ["init"], [], 0)
     said = errno_text(number) if number else ""
     where = detail.split("(")[0]  # a failed call is reported as its C text: the system call's name is enough
-    if op[0] == "exec":
+    if op[0] in ("exec", "find"):
         return _exec_failure(op, number, said)
     if op[0].startswith("seccomp") and where == "syscall":
         where = "seccomp"

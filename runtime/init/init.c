@@ -427,6 +427,7 @@ static void carry_out(uint32_t code, struct cursor *a)
 	case OP_seccomp_notify: op_seccomp_notify(a); break;
 	case OP_personality: TRY(personality(u_(a))); break;
 	case OP_read: op_read(a); break;
+	case OP_find: op_find(a); break;
 	case OP_exec: op_exec(a); break;
 	case OP_enter_root: root = TRY(open("/", O_PATH | O_DIRECTORY | O_CLOEXEC)); break;
 	case OP_dup: {

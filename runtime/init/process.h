@@ -232,10 +232,54 @@ static _Noreturn void reap(pid_t program)
 	}
 }
 
+static const char *path_of(char **env)
+{
+	for (; *env; env++)
+		if (!strncmp(*env, "PATH=", 5))
+			return *env + 5;
+	return "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+}
+
+/* The next place of $PATH to look for file at; false after the last. */
+static bool candidate(const char **rest, const char *file, char path[PATH_MAX])
+{
+	while (*rest) {
+		const char *dir = *rest;
+		int n = strcspn(dir, ":");
+		*rest = dir[n] ? dir + n + 1 : NULL;
+		if (n && snprintf(path, PATH_MAX, "%.*s/%s", n, dir, file) < PATH_MAX)
+			return true;
+	}
+	return false;
+}
+
+static bool is_missing(const char *path)
+{
+	/* What a relative path of $PATH leads to is known in the working directory only. */
+	return path[0] == '/' && access(path, F_OK) < 0 && (errno == ENOENT || errno == ENOTDIR);
+}
+
+/* What is not there is an error of create, not of start: podman's status 127 and runc's users count on it. */
+static void op_find(struct cursor *a)
+{
+	const char *file = s_(a), *cwd = s_(a), *rest = path_of(l_(a));
+	char path[PATH_MAX];
+
+	if (strchr(file, '/')) {
+		if (snprintf(path, sizeof path, "%s/%s", *file == '/' ? "" : cwd, file) < (int)sizeof path && is_missing(path))
+			fail(ENOENT, "access");
+		return;
+	}
+	while (*file && candidate(&rest, file, path))
+		if (!is_missing(path))
+			return;
+	fail(ENOENT, "not found in $PATH");
+}
+
 static void op_exec(struct cursor *a)
 {
 	const char *file = s_(a);
-	char **argv = l_(a), **env = l_(a), **e = env;
+	char **argv = l_(a), **env = l_(a);
 	uint64_t flags = u_(a);
 	char path[PATH_MAX];
 	int error = ENOENT;
@@ -256,22 +300,12 @@ static void op_exec(struct cursor *a)
 		execve(file, argv, env);
 		fail(errno, "execve");
 	}
-	while (*e && strncmp(*e, "PATH=", 5))
-		e++;
-	for (const char *dir = *e ? *e + 5 : "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"; *file; dir++) {
-		int n = strcspn(dir, ":");
-		if (n && snprintf(path, sizeof path, "%.*s/%s", n, dir, file) < (int)sizeof path) {
-			execve(path, argv, env);
-			if (errno == ENOENT || errno == ENOTDIR)
-				;
-			else if (errno == EACCES)
-				error = EACCES; /* go on looking, as execvp(3) does */
-			else
-				fail(errno, "execve");
-		}
-		dir += n;
-		if (!*dir)
-			break;
+	for (const char *rest = *file ? path_of(env) : NULL; candidate(&rest, file, path);) {
+		execve(path, argv, env);
+		if (errno == EACCES)
+			error = EACCES; /* go on looking, as execvp(3) does */
+		else if (errno != ENOENT && errno != ENOTDIR)
+			fail(errno, "execve");
 	}
 	fail(error, "not found in $PATH");
 }

@@ -84,7 +84,8 @@
 	OP(90, raise_limit, "uu")       \
 	OP(91, seccomp_notify, "bu")    \
 	OP(100, dumpable, "u")          \
-	OP(102, host_procfs, "")
+	OP(102, host_procfs, "")        \
+	OP(110, find, "ssl")
 
 /* The channel: u32 type, u32 bytes, payload. */
 #define MESSAGES(MSG)                                                    \

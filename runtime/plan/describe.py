@@ -73,6 +73,7 @@ WORDS = {
     "seccomp": "load the seccomp filter ({0} bytes)",
     "personality": "set personality {0:#x}",
     "read": "read {0}",
+    "find": "find {0}",
     "exec": "execute {0}",
     "enter_root": "take / as root file system",
     "dup": "make descriptor {0} descriptor {1}",

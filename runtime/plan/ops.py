@@ -95,6 +95,7 @@ TABLE = {
     "seccomp_notify": (91, "bu"),
     "dumpable": (100, "u"),
     "host_procfs": (102, ""),
+    "find": (110, "ssl"),
 }
 
 

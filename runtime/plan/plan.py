@@ -169,6 +169,8 @@ def plan(
     _oom_score(p, process)
     p.ops.extend(sysctls)
     _enter_root(p, spec, new, no_pivot)
+    if listen and not p.hooks.get("startContainer"):  # such a hook may make the program
+        p.ops.append(("find", process["args"][0], process["cwd"], process.get("env") or []))
     p.ops.append(("ready", p.after_files() + p.console if listen else _ops.NO_FD))
     _hooks(p, "startContainer")
     process_ops(p, process, linux, host, reap=reap, user_namespace=_user_namespace(p, new))

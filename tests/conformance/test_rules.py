@@ -239,3 +239,34 @@ def test_only_its_own_resources_are_deleted(runtime: Runtime, bundle: Bundle) ->
         for top in Path("/sys/fs/cgroup").glob("**/pycontain/conf-parent"):
             top.rmdir()
     assert left("conf-child") == []
+
+
+@pytest.mark.parametrize("program", ["nosuch", "/nosuch", "./nosuch", ""])
+def test_a_program_that_is_not_there_fails_create(runtime: Runtime, bundle: Bundle, program: str) -> None:
+    """As with runc: podman says 127 only of what create refuses. With a startContainer hook, which may make it, start does."""
+    wanted = f"cannot execute {program!r}: executable file not found{'' if '/' in program else ' in $PATH'}: ENOENT"
+    done = runtime("create", "-b", bundle(program), "conf-find")
+    assert done.returncode == 127 and wanted in done.stderr, done.stderr
+    assert not runtime.root.exists() or os.listdir(runtime.root) == []
+
+    def change(config: dict[str, Any]) -> None:
+        config["hooks"] = {"startContainer": [{"path": "/bin/true"}]}
+
+    runtime("create", "-b", bundle(program, change=change), "conf-find", check=True)
+    done = runtime("start", "conf-find")
+    assert done.returncode == 127 and wanted in done.stderr, done.stderr
+
+
+@pytest.mark.parametrize("program", ["sh", "/bin/sh", "./sh", "../bin/sh", "relative"])
+def test_a_program_that_is_there_passes_create(runtime: Runtime, bundle: Bundle, program: str, tmp_path: Path) -> None:
+    """Relative to the working directory, in the order of $PATH, also by an entry that is relative itself."""
+    (tmp_path / "relative").write_text("#!/bin/sh\n")
+    (tmp_path / "relative").chmod(0o755)
+
+    def change(config: dict[str, Any]) -> None:
+        config["process"].update(cwd="/bin", env=["PATH=:/nowhere:../tmp:/bin"])
+        config["mounts"].append({"destination": "/tmp", "type": "bind", "source": str(tmp_path), "options": ["bind"]})
+
+    runtime("create", "-b", bundle(program, "-c", "exit 0", change=change), "conf-there", check=True)
+    runtime("start", "conf-there", check=True)
+    ended(runtime, "conf-there")

@@ -41,7 +41,8 @@ _CREATE = {
     "--no-new-keyring": ("no_new_keyring", "bool"),
     "--preserve-fds": ("preserve_fds", "value"),
     "--pidfd-socket": ("pidfd_socket", "value"),
-    "--no-subreaper": ("no_subreaper", "bool"),
+    "--no-subreaper": ("no_subreaper", "bool"),  # this and the next: what we do in any case (docs/design/runtime.md)
+    "--no-mount-fallback": ("no_mount_fallback", "bool"),
     "--config": ("config", "value"),
 }
 STARTING = {

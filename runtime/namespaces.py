@@ -208,10 +208,10 @@ def failure(plan: Plan, payload: bytes) -> PycontainError:
         return _exec_failure(op, number, said)
     if op[0].startswith("seccomp") and where == "syscall":
         where = "seccomp"
-    from pycontain.runtime.plan.describe import describe
+    from pycontain.runtime.plan.describe import advice, describe
 
     parts = [f"cannot {describe(op)}", where if where != "syscall" else "", said]
-    hint = None if plan.hint is None else plan.hint(op, number)
+    hint = advice(op, number) if plan.hint is None else plan.hint(op, number)
     return KernelErrorText(": ".join(part for part in parts if part), number, hint=hint)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from errno import EPERM
 from string import Formatter
 
 from pycontain.runtime.plan.identity import CAPS, RLIMITS
@@ -104,6 +105,13 @@ def describe(op: Op) -> str:
         return "execute " + " ".join(values[1]) + (" below a reaper" if values[3] & REAP else "")
     shown = [len(v) if isinstance(v, bytes) else ":".join(v) if isinstance(v, list) else v for v in values]
     return Formatter().vformat(WORDS[name], shown, _Readings(values))
+
+
+def advice(op: Op, number: int) -> str | None:
+    """A hint for what the kernel refused with errno ``number``, where there is one."""
+    if op[0] == "scheduler" and number == EPERM and op[1] in (POLICIES["SCHED_FIFO"], POLICIES["SCHED_RR"]):
+        return "on cgroup v1 it wants $.linux.resources.cpu.realtimeRuntime, and the same of every cgroup above"
+    return None
 
 
 class _Readings(dict[str, "Any"]):

@@ -103,6 +103,19 @@ def test_deadline_scheduler(started: Started) -> None:
     assert "runtime/deadline/period parameters: 1000000/9000000/10000000" in said("chrt", "-p", pid)
 
 
+def test_real_time_scheduler(started: Started) -> None:
+    """A cgroup of v1 has no time for it, where the kernel divides that among cgroups (CONFIG_RT_GROUP_SCHED)."""
+    change = of_process(scheduler={"policy": "SCHED_RR", "priority": 5})
+    if Path("/sys/fs/cgroup/cpu/cpu.rt_runtime_us").exists():
+        assert started.refused(change) == (
+            "cannot set the scheduling policy to SCHED_RR, nice 0, priority 5: EPERM (operation not permitted)\n\n"
+            "hint: on cgroup v1 it wants $.linux.resources.cpu.realtimeRuntime, and the same of every cgroup above"
+        )
+    else:
+        said_ = said("chrt", "-p", started("pr-rr", change))
+        assert "scheduling policy: SCHED_RR\n" in said_ and "scheduling priority: 5\n" in said_
+
+
 def test_what_the_kernel_says_of_a_scheduler(started: Started) -> None:
     scheduler = {"policy": "SCHED_DEADLINE", "runtime": 20_000, "deadline": 10_000, "period": 10_000}
     assert started.refused(of_process(scheduler=scheduler)) == (
@@ -305,7 +318,10 @@ def test_getcwd_may_be_refused(started: Started) -> None:
 
 
 class Agent:
-    """A seccomp agent: takes listeners on a socket, and answers every notification with the same errno."""
+    """A seccomp agent: takes listeners on a socket, and answers every notification with the same errno; 0: let it go on.
+
+    It looks for one call of each listener, or (0) for all until the listener's processes are gone.
+    """
 
     def __init__(self, path: Path, errno: int, connections: int = 1) -> None:
         self.states: list[dict[str, Any]] = []
@@ -336,9 +352,9 @@ class Agent:
                     break
                 id, _, _, number = struct.unpack_from("<QIIi", request)
                 self.calls.append(number)
-                answer = struct.pack("<QqiI", id, 0, -self.errno, 0)
-                fcntl.ioctl(listener, 0xC0182101, answer)
-                if len(self.calls) == len(self.states):
+                # struct seccomp_notif_resp: id, value, error, flags (SECCOMP_USER_NOTIF_FLAG_CONTINUE)
+                fcntl.ioctl(listener, 0xC0182101, struct.pack("<QqiI", id, 0, -self.errno, int(not self.errno)))
+                if self.errno and len(self.calls) == len(self.states):
                     break
             os.close(listener)
 
@@ -390,6 +406,22 @@ def test_notifications_reach_the_agent(started: Started, no_new_privileges: bool
     assert (second["state"]["status"], second["state"]["pid"]) == ("running", pid)
     assert second["pid"] != pid
     assert len(agent.calls) == 2
+
+
+def test_the_agent_may_decide_about_what_init_calls(started: Started) -> None:
+    """The one read(2) with which init waits, and execve(2)."""
+    path = started.path / "agent.sock"
+    seccomp = {
+        "defaultAction": "SCMP_ACT_ALLOW",
+        "listenerPath": str(path),
+        "syscalls": [{"names": ["read", "execve"], "action": "SCMP_ACT_NOTIFY"}],
+    }
+    agent = Agent(path, 0)
+    done = started.runtime("run", "-b", started.bundle("true", change=of_linux(seccomp=seccomp)), "pr-decide")
+    agent.join()
+    assert (done.returncode, done.stderr) == (0, "")
+    read, execve = (0, 59) if os.uname().machine == "x86_64" else (63, 221)
+    assert agent.calls[0] == read and execve in agent.calls
 
 
 def test_an_agent_that_is_not_there(started: Started) -> None:

@@ -86,7 +86,18 @@ class Socket:
 def test_a_pidfd_over_a_socket(maker: Maker) -> None:
     taker = Socket(maker.path / "pidfd.sock")
     bundle = maker.bundle("sleep", "100")
-    maker.runtime("run", "-d", "-b", bundle, "--pidfd-socket", taker.path, "--no-subreaper", "po-pidfd", check=True)
+    maker.runtime(
+        "run",
+        "-d",
+        "-b",
+        bundle,
+        "--pidfd-socket",
+        taker.path,
+        "--no-subreaper",
+        "--no-mount-fallback",
+        "po-pidfd",
+        check=True,
+    )
     (fd,) = taker.receive()
     pid = maker.runtime.state("po-pidfd")["pid"]
     assert f"Pid:\t{pid}\n" in Path(f"/proc/self/fdinfo/{fd}").read_text()

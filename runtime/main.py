@@ -45,18 +45,27 @@ _CREATE = {
     "--no-mount-fallback": ("no_mount_fallback", "bool"),
     "--config": ("config", "value"),
 }
-STARTING = {
-    "create": _CREATE,
-    "run": {**_CREATE, "--detach": ("detach", "bool"), "-d": ("detach", "bool"), "--keep": ("keep", "bool")},
-}
+# What an engine calls for every container: (arguments, text, options). The other verbs are in a module of their own.
+OFTEN: dict[str, tuple[str, str, dict[str, tuple[str, str]]]] = {
+    "create": ("ID", "make a container from a bundle", _CREATE),
+    "run": (
+        "ID",
+        "create and start a container, and wait for it",
+        {**_CREATE, "--detach": ("detach", "bool"), "-d": ("detach", "bool"), "--keep": ("keep", "bool")},
+    ),
+    "start": ("ID", "run the program of a created container", {}),
+    "kill": (
+        "ID [SIGNAL]", "send a signal (SIGTERM) to a container", {"--all": ("all", "bool"), "-a": ("all", "bool")}
+    ),
+    "delete": ("ID", "remove a container", {"--force": ("force", "bool"), "-f": ("force", "bool")}),
+}  # fmt: skip
 
 
 def main(argv: list[str] | None = None) -> NoReturn:
     """Run the command of ``argv`` (default: the process's arguments) and end with its exit status."""
     status = run(sys.argv[1:] if argv is None else argv)
     try:
-        if hasattr(sys, "stdout"):  # the launcher's own interpreter has none where nothing was printed
-            sys.stdout.flush()
+        sys.stdout.flush()
     except OSError:
         status = status or 1
     os._exit(status)  # nothing of ours waits for the interpreter's end, which takes 2 ms
@@ -73,8 +82,9 @@ def run(argv: list[str]) -> int:
         name, *rest = rest or ("help",)
         if options.get("help"):
             name = "help"
-        if name in STARTING:
-            arguments, table, verb = "ID", STARTING[name], globals()[f"_{name}"]
+        if name in OFTEN:
+            arguments, _, table = OFTEN[name]
+            verb = globals()[f"_{name}"]
         else:
             from pycontain.runtime import verbs
 
@@ -316,6 +326,43 @@ def _run(root: str, options: dict[str, Any], words: list[str]) -> int:
     if not options.get("keep"):
         control.delete(id, root=root)
     return status
+
+
+def _start(root: str, options: dict[str, Any], words: list[str]) -> int:
+    from pycontain.runtime import control
+
+    if b"NOTIFY_SOCKET" not in os.environ:
+        control.start(words[0], root=root)
+        return 0
+    from pycontain.runtime.handover import readiness
+    from pycontain.runtime.lifecycle import state
+
+    pid = state(words[0], root=root).get("pid", 0)
+    waiting = readiness(f"{root}/{words[0]}")
+    control.start(words[0], root=root)
+    if waiting is not None:
+        waiting.pass_on(pid)
+    return 0
+
+
+def _kill(root: str, options: dict[str, Any], words: list[str]) -> int:
+    from pycontain.runtime import control
+    from pycontain.runtime.plan.identity import parse_signal
+
+    if len(words) > 2:
+        raise PycontainError(
+            f"kill takes ID [SIGNAL]: found {len(words)} arguments", hint="pycontain-runtime kill --help"
+        )
+    number = parse_signal(words[1] if len(words) > 1 else "SIGTERM")
+    control.kill(words[0], number, root=root, all=options.get("all", False))
+    return 0
+
+
+def _delete(root: str, options: dict[str, Any], words: list[str]) -> int:
+    from pycontain.runtime import control
+
+    control.delete(words[0], root=root, force=options.get("force", False))
+    return 0
 
 
 class Signals:

@@ -1,11 +1,11 @@
-"""``pycontain-runtime``: the commands for what exists already, and help. ``main`` has those that start containers."""
+"""``pycontain-runtime``: the commands that are not called for every container (``main`` has those), and help."""
 
 from __future__ import annotations
 
 import posix as os
 
 from pycontain.runtime.errors import KernelError, PycontainError, SpecError, Unsupported
-from pycontain.runtime.main import STARTING, VERSION, Signals, console_of, foreground, preserved
+from pycontain.runtime.main import OFTEN, VERSION, Signals, console_of, foreground, preserved
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -18,16 +18,12 @@ _LIMITS = (
     "--cpuset-mems", "--pids-limit", "--blkio-weight", "--l3-cache-schema", "--mem-bw-schema",
 )  # fmt: skip
 COMMANDS: dict[str, tuple[str, str, dict[str, tuple[str, str]]]] = {
-    "create": ("ID", "make a container from a bundle", STARTING["create"]),
-    "start": ("ID", "run the program of a created container", {}),
+    "create": OFTEN["create"],
+    "start": OFTEN["start"],
     "state": ("ID", "print the state of a container as JSON", {}),
-    "kill": (
-        "ID [SIGNAL]",
-        "send a signal (SIGTERM) to a container",
-        {"--all": ("all", "bool"), "-a": ("all", "bool")},
-    ),
-    "delete": ("ID", "remove a container", {"--force": ("force", "bool"), "-f": ("force", "bool")}),
-    "run": ("ID", "create and start a container, and wait for it", STARTING["run"]),
+    "kill": OFTEN["kill"],
+    "delete": OFTEN["delete"],
+    "run": OFTEN["run"],
     "exec": (
         "ID [COMMAND [ARG...]]",
         "run another program in a container",
@@ -87,7 +83,8 @@ COMMANDS: dict[str, tuple[str, str, dict[str, tuple[str, str]]]] = {
 
 def usage(name: str | None = None) -> int:
     if name is None:
-        print("usage: pycontain-runtime [--root DIR] [--log FILE] [--log-format text|json] [--debug] COMMAND ...\n")
+        print("usage: pycontain-runtime [--root DIR] [--log FILE] [--log-format text|json] [--debug] [--systemd-cgroup]")
+        print("       [--cgroup-manager cgroupfs|systemd|disabled] [--rootless true|false|auto] COMMAND ...\n")
         for command, (arguments, text, _) in COMMANDS.items():
             print(f"  {command + ' ' + arguments:<28} {text}")
     else:
@@ -98,23 +95,6 @@ def usage(name: str | None = None) -> int:
                 kind, " " + key.upper().replace("_", "-")
             )
             print(f"  {option}{takes}")
-    return 0
-
-
-def _start(root: str, options: dict[str, Any], words: list[str]) -> int:
-    from pycontain.runtime import control
-
-    if b"NOTIFY_SOCKET" not in os.environ:
-        control.start(words[0], root=root)
-        return 0
-    from pycontain.runtime.handover import readiness
-    from pycontain.runtime.lifecycle import state
-
-    pid = state(words[0], root=root).get("pid", 0)
-    waiting = readiness(f"{root}/{words[0]}")
-    control.start(words[0], root=root)
-    if waiting is not None:
-        waiting.pass_on(pid)
     return 0
 
 
@@ -132,26 +112,6 @@ def _state(root: str, options: dict[str, Any], words: list[str]) -> int:
             "owner": "",
         }
     print(pretty(state))
-    return 0
-
-
-def _kill(root: str, options: dict[str, Any], words: list[str]) -> int:
-    from pycontain.runtime import control
-    from pycontain.runtime.plan.identity import parse_signal
-
-    if len(words) > 2:
-        raise PycontainError(
-            f"kill takes ID [SIGNAL]: found {len(words)} arguments", hint="pycontain-runtime kill --help"
-        )
-    number = parse_signal(words[1] if len(words) > 1 else "SIGTERM")
-    control.kill(words[0], number, root=root, all=options.get("all", False))
-    return 0
-
-
-def _delete(root: str, options: dict[str, Any], words: list[str]) -> int:
-    from pycontain.runtime import control
-
-    control.delete(words[0], root=root, force=options.get("force", False))
     return 0
 
 

@@ -83,7 +83,7 @@ COMMANDS: dict[str, tuple[str, str, dict[str, tuple[str, str]]]] = {
 
 def usage(name: str | None = None) -> int:
     if name is None:
-        print("usage: pycontain-runtime [--root DIR] [--log FILE] [--log-format text|json] [--debug] [--systemd-cgroup]")
+        print("usage: pycontain-runtime [--root DIR] [--log FILE] [--log-format text|json] [--debug]")
         print("       [--cgroup-manager cgroupfs|systemd|disabled] [--rootless true|false|auto] COMMAND ...\n")
         for command, (arguments, text, _) in COMMANDS.items():
             print(f"  {command + ' ' + arguments:<28} {text}")

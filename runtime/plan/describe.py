@@ -86,7 +86,7 @@ WORDS = {
     "sync_disks": "write what is cached to the disks",
     "branch": "let another process, in new namespaces ({kinds[1]}), carry out the next {0} operations",
     "host_procfs": "take the procfs of the host",
-    "dumpable": "let the id maps be written to our files in /proc: {0}",
+    "dumpable": "let the user at our files in /proc and our descriptors: {0}",
     "file": "make file {0} (mode {1:04o}, {2} bytes)",
     "scheduler": "set the scheduling policy to {scheduler}",
     "io_priority": "set the I/O priority to {io}",

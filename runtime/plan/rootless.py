@@ -124,6 +124,10 @@ def adapt(p: Plan, facts: dict[str, Any]) -> None:
     # Of procfs the kernel grants none where the one in sight is partly covered; that one is the host's up to here, and
     # sysctls of a namespace are the caller's in any.
     p.ops = [("host_procfs",) if op[0] == "procfs" else op for op in p.ops]
+    notify = next((i for i, op in enumerate(p.ops) if op[0] == "seccomp_notify"), None)
+    if facts["uid"] and notify is not None and any(op[0] == "clone" and op[1] & NAMESPACES["pid"] for op in p.ops):
+        # pidfd_getfd(2) takes the listener from who may be traced; nobody else is in this pid namespace yet.
+        p.ops.insert(notify, ("dumpable", 1))
     if not _own_cgroups(p.ops):
         p.ops.insert(inside, ("readonly", _CGROUPS))
     for i, op in enumerate(p.ops):

@@ -754,3 +754,24 @@ def test_memory_that_is_not_executable_by_itself(loner: User) -> None:
         "pycontain-runtime: cannot hold pycontain-init in memory: EACCES (permission denied)\n"
         "\nhint: sysctl -w vm.memfd_noexec=1\n"
     )
+
+
+def test_the_agent_gets_the_filters_listener(user: User) -> None:
+    with socket.socket(socket.AF_UNIX) as agent:
+        agent.bind(str(user.home / "agent"))
+        os.chown(user.home / "agent", UID, UID)
+        agent.listen()
+        rule = {"names": ["swapon"], "action": "SCMP_ACT_NOTIFY"}
+        filter_ = {"defaultAction": "SCMP_ACT_ALLOW", "listenerPath": str(user.home / "agent"), "syscalls": [rule]}
+
+        def change(config: dict[str, Any]) -> None:
+            config["linux"]["seccomp"] = filter_
+            config["process"]["user"] = {"uid": 1000, "gid": 1000}
+
+        user.runtime("run", "-b", user.bundle("true", change=change, ranges=True), "rl-notify", check=True)
+        with agent.accept()[0] as connection:
+            data, fds, _, _ = socket.recv_fds(connection, 1 << 16, 1)
+    os.unlink(user.home / "agent")
+    assert json.loads(data)["state"]["id"] == "rl-notify"
+    assert os.readlink(f"/proc/self/fd/{fds[0]}") == "anon_inode:seccomp notify"
+    os.close(fds[0])

@@ -131,8 +131,8 @@ def kill(pids: list[int]) -> bool:
     return bool(pids)
 
 
-def reap(process: subprocess.Popen[bytes], seconds: float = 15) -> None:
-    """It ends by itself where what it waits for is gone."""
+def reap(process: subprocess.Popen[bytes], seconds: float = 90) -> None:
+    """It ends by itself where what it waits for is gone, at the latest when the guest has answered or has not."""
     try:
         process.wait(seconds)
     except subprocess.TimeoutExpired:

@@ -117,6 +117,8 @@ def update(id: str, resources: dict[str, Any], *, root: str) -> None:
         change = {key: value for key, value in resources.items() if key != "devices"}
         if change.get("memory"):
             change["memory"] = _with_the_other_limit(change["memory"], before.get("memory") or {})
+        if change.get("cpu"):
+            change["cpu"] = _with_the_other_half(change["cpu"], before.get("cpu") or {})
         _apply(cgroup_of(container), change)
         linux["resources"] = merge(before, change)
         container.write_config(dump(config).encode())
@@ -136,6 +138,12 @@ def _with_the_other_limit(new: dict[str, Any], old: dict[str, Any]) -> dict[str,
     elif swap and not limit:
         limit = old.get("limit")
     return {**new, **{key: value for key, value in (("limit", limit), ("swap", swap)) if value}}
+
+
+def _with_the_other_half(new: dict[str, Any], old: dict[str, Any]) -> dict[str, Any]:
+    """A quota is of a period: systemd knows no half of the pair, and takes its own period for one that is not said."""
+    halves = {key: new.get(key) or old.get(key) for key in ("quota", "period")}
+    return {**new, **{key: value for key, value in halves.items() if value and (new.get("quota") or new.get("period"))}}
 
 
 def merge(old: Any, new: Any) -> Any:

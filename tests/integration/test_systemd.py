@@ -114,6 +114,14 @@ def test_the_life_of_a_scope(runtime: Runtime, make: Make) -> None:
     subprocess.run(["systemctl", "daemon-reload"], check=True)
     for file, value in (("memory.max", "67108864"), ("memory.high", "50331648"), ("pids.max", "20"), ("cpuset.cpus", "1")):
         assert read("t-life.scope", file) == value
+    limits = ("--memory", "80m", "--memory-swap", "100m", "--pids-limit", "30", "--cpu-quota", "60000")
+    runtime("update", *limits, "life", check=True)
+    found = show("t-life.scope")
+    names = ("MemoryMax", "MemorySwapMax", "TasksMax", "CPUQuotaPerSecUSec", "CPUQuotaPeriodUSec")
+    assert [found[name] for name in names] == [str(80 << 20), str(20 << 20), "30", "600ms", "100ms"]
+    subprocess.run(["systemctl", "daemon-reload"], check=True)
+    for file, value in (("memory.max", str(80 << 20)), ("pids.max", "30"), ("cpu.max", "60000 100000")):
+        assert read("t-life.scope", file) == value
     runtime("kill", "--all", "life", "KILL", check=True)
     runtime("delete", "--force", "life", check=True)
     assert units() == []

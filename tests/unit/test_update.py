@@ -178,6 +178,21 @@ def test_memory_and_the_sum_go_together(new: Any, old: Any, both: Any) -> None:
     assert update._with_the_other_limit(new, old) == both
 
 
+@pytest.mark.parametrize(
+    ("new", "old", "both"),
+    [
+        ({"quota": 5}, {"quota": 1, "period": 9}, {"quota": 5, "period": 9}),
+        ({"period": 5}, {"quota": 1, "period": 9}, {"quota": 1, "period": 5}),
+        ({"quota": -1}, {"period": 9}, {"quota": -1, "period": 9}),
+        ({"quota": 5, "shares": 3}, {}, {"quota": 5, "shares": 3}),
+        ({"shares": 5}, {"quota": 1, "period": 9}, {"shares": 5}),
+        ({"quota": 0, "period": 0}, {"quota": 1, "period": 9}, {"quota": 0, "period": 0}),
+    ],
+)
+def test_a_quota_goes_with_its_period(new: Any, old: Any, both: Any) -> None:
+    assert update._with_the_other_half(new, old) == both
+
+
 def test_a_limit_above_the_sum_that_the_container_has() -> None:
     with pytest.raises(SpecError) as caught:
         update._with_the_other_limit({"limit": 300}, {"limit": 100, "swap": 200})

@@ -101,6 +101,13 @@ def _net_classes() -> str | None:
     return _root() or _try("unshare", "-m", "sh", "-c", script)
 
 
+@probe("rare_v1")
+def _rare_v1() -> str | None:
+    """Controllers that are on cgroup v2 and used by nobody, so that v1 hierarchies of them can be mounted."""
+    script = "mount -t cgroup -o hugetlb none /mnt && umount /mnt && mount -t cgroup -o rdma none /mnt && umount /mnt"
+    return _root() or _cgroup2() or _try("unshare", "-m", "sh", "-c", script)
+
+
 @probe("overlayfs")
 def _overlayfs() -> str | None:
     script = (

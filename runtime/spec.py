@@ -205,6 +205,7 @@ def _shape(value: Any, schema: Any, path: str) -> None:
         every = schema.get("*")
         if every is not None:
             for key, item in value.items():
+                _scalar(key, "str", f"{path}[{key!r}]")
                 _shape(item, every, f"{path}[{key!r}]")
             return
         for key, kind in schema.items():
@@ -226,7 +227,7 @@ def _shape(value: Any, schema: Any, path: str) -> None:
 
 def _scalar(value: Any, kind: str, path: str) -> None:
     if kind == "str":
-        good = isinstance(value, str) and "\0" not in value
+        good = isinstance(value, str) and "\0" not in value and (value.isascii() or _is_text(value))
     elif kind == "bool":
         good = isinstance(value, bool)
     elif kind == "any":
@@ -236,6 +237,15 @@ def _scalar(value: Any, kind: str, path: str) -> None:
         good = isinstance(value, int) and not isinstance(value, bool) and low <= value <= _UNSIGNED_MAX
     if not good:
         raise SpecError(path, f"found {_found(value)}, wanted {_KINDS[kind]}")
+
+
+def _is_text(value: str) -> bool:
+    """JSON can write half of a character, which no file name or argument can hold."""
+    try:
+        value.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _found(value: Any) -> str:

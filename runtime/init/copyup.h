@@ -168,5 +168,5 @@ static void op_copy_up(struct cursor *a)
 	close(to);
 	close(fs);
 	set_attr(tree, &attr, false);
-	attach(tree, at);
+	attach_as(tree, at, target);
 }

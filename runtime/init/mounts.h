@@ -55,6 +55,27 @@ static void attach(int tree, int target)
 	close(target);
 }
 
+/* The mount that was made last, and the path that it was made at: attributes that follow for that path are this mount's,
+ * wherever the path leads by then. Another container with the same volume may exchange what is on the way, and what was
+ * to be read-only would stay writable. */
+static int last_mount = -1;
+static const char *last_target;
+
+static void forget_mount(void)
+{
+	if (last_mount >= 0)
+		close(last_mount);
+	last_mount = -1;
+}
+
+static void attach_as(int tree, int at, const char *target)
+{
+	forget_mount();
+	last_mount = TRY(fcntl(tree, F_DUPFD_CLOEXEC, 3));
+	last_target = target;
+	attach(tree, at);
+}
+
 static int clone_tree(int fd, bool recursive)
 {
 	return TRY(syscall(SYS_open_tree, fd, "",
@@ -130,6 +151,7 @@ static void op_mount(struct cursor *a)
 	uint64_t flags = u_(a);
 	const char *data = s_(a);
 	int fd = TRY(mount_point(target, true, u_(a)));
+	forget_mount();
 	TRY(mount(source, fd_path(fd), type, flags, *data ? data : NULL));
 	close(fd);
 }
@@ -178,7 +200,7 @@ static void attach_at(int tree, const char *target)
 {
 	struct stat st;
 	TRY(fstat(tree, &st));
-	attach(tree, TRY(mount_point(target, S_ISDIR(st.st_mode), false)));
+	attach_as(tree, TRY(mount_point(target, S_ISDIR(st.st_mode), false)), target);
 }
 
 /* A link of the same text, where the source is a symbolic link. */
@@ -273,9 +295,11 @@ static void op_attr(struct cursor *a)
 	attr.set = u_(a);
 	attr.clear = u_(a);
 	attr.propagation = u_(a);
-	int fd = TRY(in_root(target, O_PATH));
+	bool last = last_mount >= 0 && !strcmp(target, last_target);
+	int fd = last ? last_mount : TRY(in_root(target, O_PATH));
 	set_attr(fd, &attr, u_(a));
-	close(fd);
+	if (!last)
+		close(fd);
 }
 
 static void op_mkdir(struct cursor *a)
@@ -404,6 +428,7 @@ static void op_readonly(struct cursor *a)
 
 static void op_pivot(void)
 {
+	forget_mount();
 	/* "." on ".": the old root ends up below the new one, at the same place, and is detached from there. */
 	TRY(fchdir(root));
 	TRY(syscall(SYS_pivot_root, ".", "."));
@@ -415,6 +440,7 @@ static void op_pivot(void)
 
 static void op_move_root(void)
 {
+	forget_mount();
 	TRY(fchdir(root));
 	TRY(mount(".", "/", NULL, MS_MOVE, NULL));
 	TRY(chroot("."));

@@ -216,6 +216,34 @@ def test_a_mount_target_is_swapped_for_a_link(arena: Arena) -> str:
 
 
 @attack(
+    "CVE-2021-30465",
+    Patch(
+        "runtime/init",
+        "	bool last = last_mount >= 0 && !strcmp(target, last_target);\n",
+        "	bool last = false;\n	usleep(1000);\n",
+    ),
+)
+def test_a_mount_is_swapped_before_it_becomes_read_only(arena: Arena) -> str:
+    """A read-only volume in a directory of a shared one: by the time of "read-only" its name leads to another mount."""
+    volume, other = arena.directory("volume"), arena.directory("other")
+    (volume / "x").mkdir()
+    (volume / "y").symlink_to("/run/other")
+
+    def change(config: dict[str, Any]) -> None:
+        config["mounts"] += [bind(volume, "/vol"), bind(other, "/run/other"), bind(arena.decoy, "/vol/x", "ro")]
+        writable(config)
+
+    script = ("sh", "-c", "for d in /vol/x /vol/y; do [ -e $d/secret ] && echo overwritten > $d/secret; done")
+    assert "can't create /vol/x/secret: Read-only file system" in arena.run(*script, change=change).stderr
+    with flipping(volume / "x", volume / "y"):
+        for _ in range(60 if arena.build.weakened else 20):
+            arena.run(*script, change=change)
+            if arena.changes():
+                break
+    return ""
+
+
+@attack(
     "CVE-2024-45310",
     Patch(
         "runtime/init",

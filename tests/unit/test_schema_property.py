@@ -20,7 +20,7 @@ from pycontain.runtime import creation
 from pycontain.runtime import spec as spec_module
 from pycontain.runtime.errors import SpecError, Unsupported
 from pycontain.runtime.example import EXAMPLE, rootless
-from pycontain.runtime.jsontext import parse
+from pycontain.runtime.jsontext import dump, parse
 from pycontain.runtime.kernel.cgroup import Cgroup, Hierarchy
 from pycontain.runtime.kernel.cgroup_v1 import CgroupV1, device_writes
 from pycontain.runtime.kernel.cgroup_v2 import CgroupV2
@@ -152,6 +152,7 @@ def planned(config: dict[str, Any], cgroup: Cgroup, kind: str) -> list[tuple[Any
         if config["linux"]["namespaces"] == EXAMPLE["linux"]["namespaces"]:
             config["linux"]["namespaces"] = own["linux"]["namespaces"]
     config = spec_module.check(parse(json.dumps(config).encode(), "config.json"))
+    dump({"annotations": config.get("annotations")}).encode()  # as the state has them
     path, resources = creation.cgroup_path(config, "x"), creation.complete_resources(config)
     if kind == "machine":
         return Machine(config, "x", path, ROOTFS, None, resources, bundle="/bundle", keyring="_ses.x", reap=False).plan.ops

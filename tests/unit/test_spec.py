@@ -45,6 +45,8 @@ def changed(path: str, value: Any) -> dict[str, Any]:
         ("process.args", "sh", "$.process.args: found 'sh', wanted a list"),
         ("process.args", ["sh", 1], "$.process.args[1]: found 1, wanted a string"),
         ("process.args", ["a\0b"], "$.process.args[0]: found 'a\\x00b', wanted a string"),
+        ("process.args", ["\ud800"], "$.process.args[0]: found '\\ud800', wanted a string"),
+        ("annotations", {"\ud800": ""}, "$.annotations['\\ud800']: found '\\ud800', wanted a string"),
         ("process.cwd", "tmp", "$.process.cwd: found 'tmp', wanted an absolute path"),
         ("process.cwd", KeyError, "$.process.cwd: found nothing, wanted a string"),
         ("process.env", ["A"], "$.process.env[0]: found 'A', wanted NAME=value"),

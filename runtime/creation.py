@@ -74,7 +74,7 @@ def complete_resources(config: dict[str, Any]) -> dict[str, Any]:
     return resources
 
 
-def _rootfs(config: dict[str, Any], bundle: str) -> dict[str, Any]:
+def rootfs_of(config: dict[str, Any], bundle: str) -> dict[str, Any]:
     path = (config.get("root") or {}).get("path")
     if path is None:
         raise SpecError("$.root.path", "found nothing, wanted a directory")
@@ -169,7 +169,7 @@ def create(
 
         config, cgroup, resources, facts = _rootless.prepare(config, id, compulsory=rootless is False, cgroup=given)
     path = cgroup.path if cgroup.directories else ""
-    rootfs = rootfs or _rootfs(config, bundle)
+    rootfs = rootfs or rootfs_of(config, bundle)
     keyring = None if no_new_keyring else f"_ses.{id}"
     machine = None
     if config.get("vm") is not None or "org.pycontain.isolation" in (config.get("annotations") or ()):
@@ -207,11 +207,11 @@ def create(
     }
     fields["rootfs"] = rootfs.get("path") or rootfs["target"]
     hooks = (config.get("hooks") or {}) if machine is not None else p.hooks
-    fields["created"] = _now()
+    fields["created"] = now()
     fields["operations"] = len(p.ops)
     fields["poststart"] = hooks.get("poststart") or []
     fields["poststop"] = hooks.get("poststop") or []
-    fields["own_pids"] = _own_pids(config)
+    fields["own_pids"] = own_pids(config)
     if p.shares_mounts:
         from pycontain.runtime.shared_mounts import count
 
@@ -387,16 +387,16 @@ def read_config(bundle: str, file: str | None = None) -> bytes:
         raise NotFound(error.message, hint="pycontain-runtime spec makes one") from None
 
 
-def _now() -> str:
+def now() -> str:
     """RFC 3339 with nanoseconds, UTC, without the ``datetime`` module."""
     from time import gmtime, time_ns
 
-    now = time_ns()
-    t = gmtime(now // 1_000_000_000)
-    return f"{t[0]:04}-{t[1]:02}-{t[2]:02}T{t[3]:02}:{t[4]:02}:{t[5]:02}.{now % 1_000_000_000:09}Z"
+    nanoseconds = time_ns()
+    t = gmtime(nanoseconds // 1_000_000_000)
+    return f"{t[0]:04}-{t[1]:02}-{t[2]:02}T{t[3]:02}:{t[4]:02}:{t[5]:02}.{nanoseconds % 1_000_000_000:09}Z"
 
 
-def _own_pids(config: dict[str, Any]) -> bool:
+def own_pids(config: dict[str, Any]) -> bool:
     namespaces_ = (config.get("linux") or {}).get("namespaces") or []
     return any(n["type"] == "pid" and not n.get("path") for n in namespaces_)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import posix as os
 import sys
 
-from pycontain.runtime.errors import KernelError, PycontainError, Unsupported
+from pycontain.runtime.errors import KernelError, NotFound, PycontainError, Unsupported
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -324,8 +324,18 @@ def _run(root: str, options: dict[str, Any], words: list[str]) -> int:
         os.waitpid(running.pid, 0)
         raise
     if not options.get("keep"):
-        control.delete(id, root=root)
+        ended(id, root)
     return status
+
+
+def ended(id: str, root: str) -> None:
+    """Delete a container that has ended; a checkpoint, or whoever else deletes, may have done so."""
+    from pycontain.runtime import control
+
+    try:
+        control.delete(id, root=root)
+    except NotFound:
+        pass
 
 
 def _start(root: str, options: dict[str, Any], words: list[str]) -> int:

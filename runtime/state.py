@@ -27,6 +27,7 @@ TRANSITIONS = {
     "resume": (("paused",), "running"),
     "exec": (("running", "created"), None),
     "kill": (("created", "running", "paused"), None),
+    "checkpoint": (("running",), None),
     "update": (("created", "running", "paused"), None),
     "watch": (("created", "running", "paused"), None),
     "delete": (("stopped", "created"), None),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import posix as os
 
 from pycontain.runtime.errors import KernelError, PycontainError, SpecError, Unsupported
-from pycontain.runtime.main import OFTEN, VERSION, Signals, console_of, foreground, preserved
+from pycontain.runtime.main import OFTEN, VERSION, Signals, console_of, ended, foreground, preserved
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -17,6 +17,18 @@ _LIMITS = (
     "--cpu-quota", "--cpu-period", "--cpu-burst", "--cpu-idle", "--cpu-rt-runtime", "--cpu-rt-period", "--cpuset-cpus",
     "--cpuset-mems", "--pids-limit", "--blkio-weight", "--l3-cache-schema", "--mem-bw-schema",
 )  # fmt: skip
+_IMAGES = {
+    "--image-path": ("image_path", "value"),
+    "--work-path": ("work_path", "value"),
+    "--tcp-established": ("tcp_established", "bool"),
+    "--ext-unix-sk": ("ext_unix_sk", "bool"),
+    "--shell-job": ("shell_job", "bool"),
+    "--file-locks": ("file_locks", "bool"),
+    "--manage-cgroups-mode": ("manage_cgroups_mode", "value"),
+    "--empty-ns": ("empty_ns", "list"),
+    "--auto-dedup": ("auto_dedup", "bool"),
+    "--lazy-pages": ("memory that is fetched when it is touched", "no"),
+}
 COMMANDS: dict[str, tuple[str, str, dict[str, tuple[str, str]]]] = {
     "create": OFTEN["create"],
     "start": OFTEN["start"],
@@ -58,6 +70,36 @@ COMMANDS: dict[str, tuple[str, str, dict[str, tuple[str, str]]]] = {
     "ps": ("ID [PS OPTION...]", "list the processes of a container", dict(_FORMAT)),
     "pause": ("ID", "freeze a container", {}),
     "resume": ("ID", "let a paused container go on", {}),
+    "checkpoint": (
+        "ID",
+        "write the processes of a container to files, and end it",
+        {
+            **_IMAGES,
+            "--parent-path": ("parent_path", "value"),
+            "--pre-dump": ("pre_dump", "bool"),
+            "--leave-running": ("leave_running", "bool"),
+            "--link-remap": ("link_remap", "bool"),
+            "--page-server": ("a page server", "no value"),
+            "--status-fd": ("a descriptor for the status of lazy pages", "no value"),
+        },
+    ),
+    "restore": (
+        "ID",
+        "start a container from what checkpoint wrote",
+        {
+            **_IMAGES,
+            "--bundle": ("bundle", "value"),
+            "-b": ("bundle", "value"),
+            "--detach": ("detach", "bool"),
+            "-d": ("detach", "bool"),
+            "--pid-file": ("pid_file", "value"),
+            "--no-subreaper": ("no_subreaper", "bool"),
+            "--console-socket": ("a terminal", "no value"),
+            "--no-pivot": ("a root file system that is not pivoted into", "no"),
+            "--lsm-profile": ("another AppArmor or SELinux profile", "no value"),
+            "--lsm-mount-context": ("another SELinux context of mounts", "no value"),
+        },
+    ),
     "events": (
         "ID",
         "print statistics of a container every 5 seconds, and when its memory runs out",
@@ -300,6 +342,40 @@ def _resume(root: str, options: dict[str, Any], words: list[str]) -> int:
 
     control.resume(words[0], root=root)
     return 0
+
+
+def _checkpoint(root: str, options: dict[str, Any], words: list[str]) -> int:
+    from pycontain.runtime import checkpoint
+
+    images = options.get("image_path", "checkpoint")
+    checkpoint.checkpoint(words[0], images, root=root, work=options.get("work_path"), options=options)
+    return 0
+
+
+def _restore(root: str, options: dict[str, Any], words: list[str]) -> int:
+    from pycontain.runtime import checkpoint, control
+
+    signals = None if options.get("detach") else Signals()
+    running = checkpoint.restore(
+        words[0],
+        options.get("bundle", "."),
+        options.get("image_path", "checkpoint"),
+        root=root,
+        work=options.get("work_path"),
+        pid_file=options.get("pid_file"),
+        manager=options.get("manager"),
+        options=options,
+    )
+    if signals is None:
+        return 0
+    try:
+        status = foreground(running, None, signals)
+    except BaseException:
+        control.delete(words[0], root=root, force=True)
+        os.waitpid(running.pid, 0)
+        raise
+    ended(words[0], root)
+    return status
 
 
 def _events(root: str, options: dict[str, Any], words: list[str]) -> int:

@@ -150,6 +150,12 @@ def _userns() -> str | None:
     return _try("unshare", "-U", "-r", "true")
 
 
+@probe("criu")
+def _criu() -> str | None:
+    """It can read this kernel."""
+    return _root() or _try("criu", "check")
+
+
 @probe("sys_resource")
 def _sys_resource() -> str | None:
     """CAP_SYS_RESOURCE, which raises a hard limit (capabilities(7))."""

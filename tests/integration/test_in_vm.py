@@ -61,6 +61,11 @@ def test_containers_on_v2() -> None:
     pytest_in_machine(*(f"tests/integration/{name}" for name in names), attack, "-k", chosen)
 
 
+def test_checkpoint_and_restore() -> None:
+    """criu does not know every kernel; it knows that one."""
+    pytest_in_machine("tests/integration/test_checkpoint.py", "-k", "goes_on or left_running or fails_says")
+
+
 def test_containers_of_systemd() -> None:
     pytest_in_machine("tests/integration/test_systemd.py", systemd=True)
 

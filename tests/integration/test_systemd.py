@@ -11,7 +11,7 @@ import pytest
 
 from tests.runtime_tools import Runtime, make_rootfs, write_bundle
 
-pytestmark = pytest.mark.needs("root", "systemd", "cgroup2")
+pytestmark = [pytest.mark.needs("root", "systemd", "cgroup2"), pytest.mark.timeout(200)]
 
 CGROUPS = Path("/sys/fs/cgroup")
 Make = Callable[..., Path]

@@ -23,7 +23,7 @@ RUNTIME = (
     {"channel", "executor", "terminal", "idmaps", "rootless", "seccomp_agent", "handover", "shared_mounts"},
     {"namespaces", "vm"},
     {"control", "creation", "example", "features"},
-    {"lifecycle", "update", "events"},
+    {"lifecycle", "checkpoint", "update", "events"},
     {"main", "verbs"},
     {"start"},
 )

@@ -148,7 +148,7 @@ def test_what_hooks_are_told(runtime: Runtime, bundle: Bundle, tmp_path: Path) -
 
 
 def test_a_poststart_hook_that_fails_ends_the_container(runtime: Runtime, bundle: Bundle) -> None:
-    """runtime.md 1.3, "Lifecycle" 9: an error, and the container is stopped; it was a warning before 1.2."""
+    """runtime.md 1.3, "Lifecycle" 9: an error, and the container is stopped; earlier versions wanted a warning."""
     change = lambda config: config.update(hooks={"poststart": [{"path": "/bin/false"}]})  # noqa: E731
     runtime("create", "-b", bundle("sleep", "99", change=change), "conf-post", check=True)
     done = runtime("start", "conf-post")

@@ -10,11 +10,11 @@ import posix as os
 from pycontain.runtime.errors import PycontainError
 
 UNSHARED, GO, READY, START, EXITED, FAILED, DATA, HELLO, PART, SESSION = range(1, 11)
-LISTENER = 17
+LISTENER, MOUNTED = 17, 18
 NAMES = {
     1: "unshared", 2: "go", 3: "ready", 4: "start", 5: "exited", 6: "failed", 7: "data", 8: "hello", 9: "part",
     10: "session", 11: "running", 12: "stream", 13: "credit", 14: "close", 15: "signal", 16: "resize",
-    17: "listener",
+    17: "listener", 18: "mounted",
 }  # fmt: skip
 MAX_BYTES = 1 << 20
 NO_OP = 0xFFFFFFFF  # the index of a failure that is no operation's

@@ -14,7 +14,6 @@ from pycontain.runtime.state import Container
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
 
     from pycontain.runtime.kernel.cgroup import Cgroup
     from pycontain.runtime.namespaces import Process
@@ -78,11 +77,23 @@ def start(id: str, *, root: str) -> None:
 
 
 def started(container: Container, process: Process) -> None:
-    """The second half of create: the program runs, poststart hooks, state "running"."""
+    """The second half of create: the program runs, poststart hooks, state "running".
+
+    Where a hook fails, the container is no more when this raises HookFailed (runtime.md, "Lifecycle", 7 and 9).
+    """
+    from pycontain.runtime.namespaces import HookFailed
+
     try:
-        process.start(dump(container.oci("created")).encode())
+        state = b"{}"
+        if "inner_pid" in container.fields:  # there are hooks
+            state = dump({**container.oci("created"), "pid": container.fields["inner_pid"]}).encode()
+        process.start(state)
         container.transition("start")  # on record while execve is under way; a process that fails is "stopped" anyway
         process.running(container)
+    except HookFailed:
+        process.close()
+        _destroy(container)
+        raise
     finally:
         process.close()
     try:
@@ -94,10 +105,9 @@ def started(container: Container, process: Process) -> None:
         from pycontain.runtime import hooks as _hooks
 
         try:
-            _hooks.run_all(hooks, "poststart", container.oci("running"))
-        except PycontainError:
-            # runtime.md, "Lifecycle" 9: a poststart hook that fails ends the container.
-            cgroup_of(container).kill_all()
+            _hooks.run_all({"poststart": hooks}, "poststart", container.oci("running"))
+        except HookFailed:
+            _destroy(container)
             raise
 
 
@@ -182,32 +192,28 @@ def delete(id: str, *, root: str, force: bool = False) -> None:
         status = container.status
         if not force and status != "creating":
             container.require("delete")
-        if container.fields.get("cgroup") is not None:
-            cgroup = cgroup_of(container)
-            # pid_namespaces(7): the end of its first process is the end of all in a pid namespace.
-            if not (status == "stopped" and container.fields.get("own_pids")):
-                cgroup.kill_all()
-            cgroup.remove()
-        _wait_gone(container)
-        if "mounts_before" in container.fields:
-            from pycontain.runtime.shared_mounts import undo
-
-            undo(container.fields)
-        state = container.oci("stopped")
-        container.remove()
-        if container.fields.get("poststop"):
-            _poststop(container.fields["poststop"], state)
+        _destroy(container, status)
 
 
-def _poststop(hooks: list[dict[str, Any]], state: dict[str, Any]) -> None:
-    """runtime.md, "Lifecycle" 13: a poststop hook that fails is worth a warning, and the others still run."""
-    from pycontain.runtime import hooks as _hooks
+def _destroy(container: Container, status: str = "running") -> None:
+    """runtime.md, "Lifecycle" 12 and 13: what create made is undone, and poststop hooks run."""
+    if container.fields.get("cgroup") is not None:
+        cgroup = cgroup_of(container)
+        # pid_namespaces(7): the end of its first process is the end of all in a pid namespace.
+        if not (status == "stopped" and container.fields.get("own_pids")):
+            cgroup.kill_all()
+        cgroup.remove()
+    _wait_gone(container)
+    if "mounts_before" in container.fields:
+        from pycontain.runtime.shared_mounts import undo
 
-    for i, hook in enumerate(hooks):
-        try:
-            _hooks.run(hook, f"$.hooks.poststop[{i}]", state)
-        except PycontainError as error:
-            os.write(2, f"warning: {error.message}\n".encode())
+        undo(container.fields)
+    state = container.oci("stopped")
+    container.remove()
+    if container.fields.get("poststop"):
+        from pycontain.runtime import hooks as _hooks
+
+        _hooks.poststop(container.fields["poststop"], state)
 
 
 def _wait_gone(container: Container) -> None:

@@ -268,19 +268,26 @@ def create(
                 give(cgroup, config, p.uid_maps)
             if lease is not None:
                 lease.attach(pid)
+        inside = b"{}"
         if hooks:
             from pycontain.runtime import hooks as _hooks
 
             state = container.oci("creating")
+            if machine is None:
+                # runtime.md, "State": to hooks that run inside it is the pid that the container sees.
+                container.fields["inner_pid"] = _hooks.inner_pid(pid)
+                inside = dump({**state, "pid": container.fields["inner_pid"]}).encode()
+                if hooks.get("prestart") or hooks.get("createRuntime"):
+                    process.mounted(b"{}")
             # "after the runtime environment has been created" (config.md, "Prestart"); crun says so too.
-            _hooks.run_all(hooks.get("prestart") or [], "prestart", {**state, "status": "created"})
-            _hooks.run_all(hooks.get("createRuntime") or [], "createRuntime", state)
+            _hooks.run_all(hooks, "prestart", {**state, "status": "created"})
+            _hooks.run_all(hooks, "createRuntime", state)
         if machine is not None:
-            machine.boot(process, container, dump(container.oci("creating")).encode())
+            machine.boot(process, container, inside)
         else:
             # Where nobody has anything to do in between, init need not wait for us.
             ahead = not (listen or hooks or lease or launcher or pid_file or pidfd_socket or notify)
-            process.go(dump(container.oci("creating")).encode(), start_too=ahead)
+            process.go(inside, start_too=ahead)
         container.fields["status"] = "created"
         if pid_file is not None:
             write_pid_file(pid_file, pid)
@@ -294,7 +301,7 @@ def create(
         container.save()
         container.close()
         return Running(pid, process)
-    except BaseException:
+    except BaseException as error:
         if process is not None:
             process.close()
         if made:
@@ -304,6 +311,10 @@ def create(
 
                 undo(container.fields)
         container.remove()  # a cgroup that could not be made may be another container's
+        if isinstance(error, namespaces.HookFailed):
+            from pycontain.runtime import hooks as _hooks
+
+            _hooks.poststop(container.fields["poststop"], container.oci("stopped"))
         raise
     finally:
         if listener >= 0:

@@ -1,61 +1,53 @@
-"""Hooks in the runtime's own namespaces: prestart, createRuntime, poststart, poststop (config.md)."""
+"""Hooks in the runtime's own namespaces: prestart, createRuntime, poststart, poststop (config.md).
+
+init runs them as it runs those inside the container: by the same operation, in a plan that has nothing else.
+"""
 
 from __future__ import annotations
 
 import posix as os
 
-from pycontain.runtime.errors import KernelError, PycontainError
+from pycontain.runtime import namespaces
+from pycontain.runtime.errors import PycontainError
 from pycontain.runtime.jsontext import dump
+from pycontain.runtime.plan.plan import Plan, hook_op
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
 
-def run_all(hooks: list[dict[str, Any]], kind: str, state: dict[str, Any]) -> None:
-    """In order; raises PycontainError at the first that fails, with its JSON path."""
+def run_all(hooks: dict[str, Any], kind: str, state: dict[str, Any]) -> None:
+    """Those of one kind, in order, in the bundle; raises HookFailed at the first that fails, with its JSON path."""
+    ops = [hook_op(hook, f"$.hooks.{kind}[{i}]", state["bundle"]) for i, hook in enumerate(hooks.get(kind) or ())]
+    if ops:
+        _run(ops, state)
+
+
+def poststop(hooks: list[dict[str, Any]], state: dict[str, Any]) -> None:
+    """runtime.md, "Lifecycle" 13: a poststop hook that fails is worth a warning, and the others still run."""
     for i, hook in enumerate(hooks):
-        run(hook, f"$.hooks.{kind}[{i}]", state)
+        try:
+            _run([hook_op(hook, f"$.hooks.poststop[{i}]", state["bundle"])], state)
+        except PycontainError as error:
+            os.write(2, f"warning: {error.message}\n".encode())
 
 
-def run(hook: dict[str, Any], path: str, state: dict[str, Any]) -> None:
-    """One hook, with the state on its standard input; killed after its timeout (seconds)."""
-    out, into = os.pipe2(os.O_CLOEXEC)
-    environment = dict(item.split("=", 1) for item in hook.get("env") or () if "=" in item)
+def inner_pid(pid: int) -> int:
+    """The number that ``pid`` has in its own pid namespace (proc_pid_status(5), "NSpid")."""
+    fd = os.open(f"/proc/{pid}/status", os.O_RDONLY | os.O_CLOEXEC)
     try:
-        pid = os.posix_spawn(
-            hook["path"],
-            hook.get("args") or [hook["path"]],
-            environment,
-            file_actions=[(os.POSIX_SPAWN_DUP2, out, 0)],
-            setsigdef=(13, 25),
-            setsigmask=(),  # Python itself ignores SIGPIPE (13) and SIGXFSZ (25)
-        )
-    except OSError as error:
-        os.close(into)
-        raise KernelError(f"{path}: cannot run hook {hook['path']}", error.errno or 0) from None
+        text = os.read(fd, 8192)
     finally:
-        os.close(out)
-    try:
-        os.write(into, dump(state).encode())
-    except BrokenPipeError:
-        pass  # a hook need not read its input
-    finally:
-        os.close(into)
-    timeout = hook.get("timeout")
-    if timeout:
-        from select import POLLIN, poll
+        os.close(fd)
+    return int(text.partition(b"\nNSpid:")[2].partition(b"\n")[0].split()[-1])
 
-        pidfd = os.pidfd_open(pid)
-        poller = poll()
-        poller.register(pidfd, POLLIN)
-        expired = not poller.poll(timeout * 1000)
-        os.close(pidfd)
-        if expired:
-            os.kill(pid, 9)
-            os.waitpid(pid, 0)
-            raise PycontainError(f"{path}: hook {hook['path']} was killed after its timeout of {timeout} s")
-    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    if status:
-        how = f"ended with exit status {status}" if status > 0 else f"was killed by signal {-status}"
-        raise PycontainError(f"{path}: hook {hook['path']} {how}")
+
+def _run(ops: list[Any], state: dict[str, Any]) -> None:
+    plan = Plan(3, False, 0)
+    plan.ops = [("sync",), *ops]
+    process = namespaces.launch(plan)
+    try:
+        process.go_to_end(dump(state).encode())
+    finally:
+        process.close()

@@ -108,6 +108,18 @@ class Process:
             self.start(state)
         self._expect(channel.READY)
 
+    def mounted(self, state: bytes) -> None:
+        """Let init mount what is configured; ``go`` lets it go on when the hooks that are due then have run."""
+        self._send(channel.GO, state)
+        self._expect(channel.MOUNTED)
+
+    def go_to_end(self, state: bytes) -> None:
+        """Let init carry out a plan that ends without a program; returns when it has."""
+        self._send(channel.GO, state)
+        message = self._receive()
+        if message is not None:
+            raise self._failure(message)
+
     def go_exec(self, state: bytes, container: Container) -> None:
         """Let init go all the way to execve; returns when the program runs."""
         self._send(channel.GO, state)
@@ -206,6 +218,8 @@ def failure(plan: Plan, payload: bytes) -> PycontainError:
     where = detail.split("(")[0]  # a failed call is reported as its C text: the system call's name is enough
     if op[0] in ("exec", "find"):
         return _exec_failure(op, number, said)
+    if op[0] == "hook":
+        return HookFailed(": ".join(part for part in (op[1], f"hook {op[2]} {where}", said) if part), number)
     if op[0].startswith("seccomp") and where == "syscall":
         where = "seccomp"
     from pycontain.runtime.plan.describe import advice, describe
@@ -221,6 +235,10 @@ class KernelErrorText(KernelError):
     def __init__(self, message: str, errno: int, *, hint: str | None = None, exit_code: int | None = None) -> None:
         PycontainError.__init__(self, message, hint=hint, exit_code=exit_code)
         self.errno = errno
+
+
+class HookFailed(KernelErrorText):
+    """A hook ended badly, or could not be run: the container has to end too (runtime.md, "Lifecycle")."""
 
 
 def _exec_failure(op: tuple[Any, ...], number: int, said: str) -> PycontainError:

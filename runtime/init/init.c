@@ -57,7 +57,7 @@ static int channel = -1;      /* the dialogue with Python */
 static int procfs = -1;       /* our own procfs, attached nowhere */
 static uint32_t op_index;     /* what "failed" reports */
 static uint64_t skip;         /* operations that are another process's */
-static char state[65536];     /* the container's state, for the hooks: payload of go and start */
+static char state[MESSAGE_MAX_BYTES];     /* the container's state, for the hooks: payload of go and start */
 static uint32_t state_bytes;
 
 static void send_message(uint32_t type, const void *payload, uint32_t n)
@@ -257,38 +257,45 @@ static void op_hook(struct cursor *a)
 {
 	s_(a); /* where the configuration has it, for people */
 	const char *path = s_(a);
-	char **argv = l_(a), **env = l_(a);
+	char **argv = l_(a), **env = l_(a), text[64];
 	uint64_t timeout = u_(a); /* seconds; 0: none */
-	int in[2], status;
+	const char *directory = s_(a);
+	int error = 0, status, in, report[2];
 
-	TRY(pipe2(in, O_CLOEXEC));
+	/* A file, not a pipe: the state may be more than a pipe holds, and nobody need read it. */
+	in = TRY(memfd_create("state", MFD_CLOEXEC));
+	TRY(write(in, state, state_bytes));
+	TRY(lseek(in, 0, SEEK_SET));
+	TRY(pipe2(report, O_CLOEXEC));
 	pid_t pid = TRY(fork());
 	if (pid == 0) {
-		dup2(in[0], 0);
-		execve(path, argv, env);
-		_exit(127);
+		dup2(in, 0);
+		syscall(SYS_close_range, 3, ~0u, CLOSE_RANGE_CLOEXEC); /* what is handed on to the container too */
+		if (!*directory || chdir(directory) == 0)
+			execve(path, argv, env);
+		_exit(write(report[1], &errno, sizeof errno) < 0);
 	}
-	close(in[0]);
-	signal(SIGPIPE, SIG_IGN);
-	/* A pipe holds 64 KiB, as much as the state may have: this never blocks. */
-	if (write(in[1], state, state_bytes) < 0 && errno != EPIPE)
-		fail(errno, "state to hook");
-	close(in[1]);
-	signal(SIGPIPE, SIG_DFL);
+	close(in);
+	close(report[1]);
+	if (read(report[0], &error, sizeof error) > 0) {
+		waitpid(pid, NULL, 0);
+		fail(error, "cannot be executed");
+	}
+	close(report[0]);
 	if (timeout) {
 		int fd = TRY(syscall(SYS_pidfd_open, pid, 0));
 		struct pollfd p = { .fd = fd, .events = POLLIN };
 		if (poll(&p, 1, timeout * 1000) == 0) {
 			kill(pid, SIGKILL);
 			waitpid(pid, NULL, 0);
-			fail(ETIMEDOUT, "hook killed after its timeout");
+			snprintf(text, sizeof text, "was killed after its timeout of %llu s", (unsigned long long)timeout);
+			fail(0, text);
 		}
 		close(fd);
 	}
 	TRY(waitpid(pid, &status, 0));
 	if (status) {
-		char text[64];
-		snprintf(text, sizeof text, WIFEXITED(status) ? "exit status %d" : "killed by signal %d",
+		snprintf(text, sizeof text, WIFEXITED(status) ? "ended with exit status %d" : "was killed by signal %d",
 			 WIFEXITED(status) ? WEXITSTATUS(status) : WTERMSIG(status));
 		fail(0, text);
 	}
@@ -455,6 +462,10 @@ static void carry_out(uint32_t code, struct cursor *a)
 	case OP_remount: op_remount(a); break;
 	case OP_copy_up: op_copy_up(a); break;
 	case OP_device: op_device(a); break;
+	case OP_mounted:
+		send_message(MSG_mounted, NULL, 0);
+		await_message(MSG_go);
+		break;
 	case OP_root: root = TRY(open(s_(a), O_PATH | O_DIRECTORY | O_CLOEXEC)); break;
 	case OP_chroot_to: root = u_(a); op_chroot(); break;
 	}

@@ -41,7 +41,7 @@
 	OP(27, move_root, "")           \
 	OP(28, chroot, "")              \
 	OP(29, ready, "u")              \
-	OP(30, hook, "ssllu")            \
+	OP(30, hook, "ssllus")           \
 	OP(31, session, "")             \
 	OP(32, terminal, "uuuuu")       \
 	OP(33, keyring, "s")            \
@@ -73,6 +73,7 @@
 	OP(71, attach, "us")            \
 	OP(72, remount, "sl")           \
 	OP(73, copy_up, "ssul")         \
+	OP(74, mounted, "")             \
 	OP(75, device, "suuu")          \
 	OP(76, root, "s")               \
 	OP(77, chroot_to, "u")          \
@@ -106,7 +107,8 @@
 	MSG(14, close)   /* both: u32 stream: no more of it comes, or is wanted */ \
 	MSG(15, signal)  /* host → guest: u32 signal */                  \
 	MSG(16, resize)  /* host → guest: u32 rows, u32 columns */   \
-	MSG(17, listener) /* init → Python: u32 descriptor of the seccomp listener; "go" when it is taken */
+	MSG(17, listener) /* init → Python: u32 descriptor of the seccomp listener; "go" when it is taken */ \
+	MSG(18, mounted)  /* init → Python: prestart and createRuntime are due; "go" when they have run */
 #define MESSAGE_MAX_BYTES (1u << 20)
 
 #define NO_FD ((uint64_t)-1)

@@ -39,6 +39,7 @@ WORDS = {
     "attach": "attach mount {0} on {1}",
     "remount": "remount {0}: {1}",
     "copy_up": "mount tmpfs ({0}) on {1} with a copy of what is there{words}",
+    "mounted": "report what is mounted and wait for the runtime's hooks",
     "device": "bind the host's {node} {0}",
     "root": "take {0} as root directory",
     "chroot_to": "chroot into the directory at descriptor {0}",

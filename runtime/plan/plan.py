@@ -39,6 +39,9 @@ _CAP_SYS_ADMIN = 1 << 21
 _PERSONALITIES = {"LINUX": 0, "LINUX32": 8}
 
 
+_LONGEST = 1 << 20  # of a hook, in seconds: poll(2) counts milliseconds in 31 bits
+
+
 class Plan:
     """What is to be done. ``ops`` for init; the rest for the executor, which opens what ``files`` names.
 
@@ -172,12 +175,16 @@ def plan(
     if listen and not p.hooks.get("startContainer"):  # such a hook may make the program
         p.ops.append(("find", process["args"][0], process["cwd"], process.get("env") or []))
     p.ops.append(("ready", p.after_files() + p.console if listen else _ops.NO_FD))
-    _hooks(p, "startContainer")
     process_ops(p, process, linux, host, reap=reap, user_namespace=_user_namespace(p, new))
     if process.get("execCPUAffinity"):
         from pycontain.runtime.plan.process import affinity
 
         affinity(process)  # of exec's processes, but a fault in it is this configuration's
+    if p.hooks.get("startContainer"):
+        # With the program's rights, not with ours: it is the container's, whose image may be hostile.
+        program = p.ops.pop()
+        _hooks(p, "startContainer", "")
+        p.ops.append(program)
     if p.early:
         p.ops[:0] = p.early
     return p
@@ -319,7 +326,9 @@ def _filesystem(p: Plan, spec: Spec, host: Host, rootfs: dict[str, Any], bundle:
             bound_dev = bool(ops) and ops[0][0] in ("bind", "attach")
     if not bound_dev:
         p.ops += device_ops(linux.get("devices") or [], _user_namespace(p, new))
-    _hooks(p, "createContainer")
+    if p.hooks.get("prestart") or p.hooks.get("createRuntime"):
+        p.ops.append(("mounted",))
+    _hooks(p, "createContainer", bundle)
     p.ops.append(("mkdir", process["cwd"], 0o755, 0, 0))
     p.ops += late
     p.ops.extend(("mask", path) for path in linux.get("maskedPaths") or ())
@@ -357,18 +366,20 @@ def _enter_root(p: Plan, spec: Spec, new: int, no_pivot: bool) -> None:
         p.ops.append(("attr", "/", ATTR_RDONLY, 0, 0, 0))
 
 
-def _hooks(p: Plan, kind: str) -> None:
+def _hooks(p: Plan, kind: str, directory: str) -> None:
     for i, hook in enumerate(p.hooks.get(kind) or ()):
-        p.ops.append(hook_op(hook, f"$.hooks.{kind}[{i}]"))
+        p.ops.append(hook_op(hook, f"$.hooks.{kind}[{i}]", directory))
 
 
-def hook_op(hook: dict[str, Any], path: str) -> Op:
+def hook_op(hook: dict[str, Any], path: str, directory: str = "") -> Op:
+    """``directory``: where it runs; "" for the working directory of the process, which a container's own hook has."""
     if not hook["path"].startswith("/"):
         raise SpecError(f"{path}.path", f"found {hook['path']!r}, wanted an absolute path")
     timeout = hook.get("timeout")
     if timeout is not None and timeout <= 0:
         raise SpecError(f"{path}.timeout", f"found {timeout}, wanted more than zero seconds")
-    return ("hook", path, hook["path"], hook.get("args") or [hook["path"]], hook.get("env") or [], timeout or 0)
+    seconds = min(timeout or 0, _LONGEST)
+    return ("hook", path, hook["path"], hook.get("args") or [hook["path"]], hook.get("env") or [], seconds, directory)
 
 
 def process_ops(

@@ -110,6 +110,10 @@ def adapt(p: Plan, facts: dict[str, Any]) -> None:
         mapped += trees
     else:
         stage0 = [*trees, *stage0]
+    if ("mounted",) in made and facts["uid"]:
+        # The runtime's hooks are the user's, and come to the container by its files in /proc.
+        at = made.index(("mounted",))
+        made = [*made[:at], ("dumpable", 1), ("mounted",), ("dumpable", 0), *made[at + 1 :]]
     ops = [*first, *stage0, *p.ops[clone : sync + 1], *mapped, *made]
     # The groups of the user stay where setgroups(2) is denied: it could not take them away either.
     dropped = {"oom_score"} if facts["setgroups"] else {"oom_score", "groups"}

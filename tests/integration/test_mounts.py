@@ -8,6 +8,7 @@ import os
 import socket
 import stat
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,13 +24,16 @@ MAPS = [{"containerID": 0, "hostID": 100000, "size": 65536}]
 
 
 @pytest.fixture(scope="module")
-def rootfs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    base = tmp_path_factory.mktemp("mounts")
-    os.chmod(base, 0o755)
-    for parent in base.parents:
-        if parent.stat().st_mode & 0o7 == 0 and parent.owner() == "root" and parent != Path("/"):
-            os.chmod(parent, 0o755)
-    return make_rootfs(base / "rootfs")
+def public() -> Iterator[Path]:
+    """A directory that a user namespace's root can reach, and pytest's are not."""
+    with tempfile.TemporaryDirectory(prefix="pycontain-mounts-") as path:
+        os.chmod(path, 0o755)
+        yield Path(path)
+
+
+@pytest.fixture(scope="module")
+def rootfs(public: Path) -> Path:
+    return make_rootfs(public / "rootfs")
 
 
 @pytest.fixture
@@ -264,11 +268,10 @@ def other(*options: str) -> Iterator[tuple[int, str]]:
 
 
 @pytest.fixture
-def owned(tmp_path: Path) -> Iterator[Path]:
+def owned(public: Path) -> Iterator[Path]:
     """A tmpfs (its ids can be mapped) with files of users 0 and 1000, and a mount below it."""
-    path = tmp_path / "owned"
-    path.mkdir()
-    os.chmod(tmp_path, 0o755)
+    path = public / "owned"
+    path.mkdir(exist_ok=True)
     subprocess.run(["mount", "-t", "tmpfs", "mnt-test", path], check=True)
     (path / "below").mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "mnt-test", path / "below"], check=True)

@@ -515,18 +515,17 @@ def test_a_broken_pipe_of_the_runtime_is_not_the_containers(runtime: Runtime, bu
         (
             "createRuntime",
             {"path": "/no/such"},
-            "$.hooks.createRuntime[0]: cannot run hook /no/such: ENOENT (no such file or directory)",
+            "$.hooks.createRuntime[0]: hook /no/such cannot be executed: ENOENT (no such file or directory)",
         ),
         (
             "createContainer",
             {"path": "/bin/false"},
-            "cannot run hook /bin/false ($.hooks.createContainer[0]): exit status 1",
+            "$.hooks.createContainer[0]: hook /bin/false ended with exit status 1",
         ),
         (
             "startContainer",
             {"path": "/bin/sleep", "args": ["sleep", "9"], "timeout": 1},
-            "cannot run hook /bin/sleep ($.hooks.startContainer[0]): hook killed after its timeout: "
-            "ETIMEDOUT (connection timed out)",
+            "$.hooks.startContainer[0]: hook /bin/sleep was killed after its timeout of 1 s",
         ),
         ("poststart", {"path": "/bin/false"}, "$.hooks.poststart[0]: hook /bin/false ended with exit status 1"),
     ],

@@ -127,6 +127,7 @@ def test_the_runtimes_program_is_overwritten(arena: Arena) -> str:
 
     def change(config: dict[str, Any]) -> None:
         config["hooks"] = {"startContainer": [{"path": "/bin/sh", "args": ["sh", "/steal"], "env": ["PATH=/bin"]}]}
+        config["process"]["capabilities"] = {key: list(CAPS) for key in ("bounding", "effective", "permitted")}
 
     script = "until grep -q done /dev/shm/result; do sleep 0.01; done; cat /dev/shm/result"
     done = arena.run("sh", "-c", script, change=change)

@@ -18,11 +18,11 @@ ROOMS = ("pycontain", "images", "network", "runtime")
 # The floors of the runtime, from the ground up. A module imports from its own floor and from those below.
 RUNTIME = (
     {"errors", "jsontext", "paths"},
-    {"kernel", "spec", "state", "hooks"},
+    {"kernel", "spec", "state"},
     {"plan"},
     {"channel", "executor", "terminal", "idmaps", "rootless", "seccomp_agent", "handover", "shared_mounts"},
     {"namespaces", "vm"},
-    {"control", "creation", "example", "features"},
+    {"control", "creation", "example", "features", "hooks"},
     {"lifecycle", "checkpoint", "update", "events"},
     {"main", "verbs"},
     {"start"},

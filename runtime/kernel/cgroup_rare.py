@@ -83,7 +83,7 @@ def rdma(limits: dict[str, dict[str, int]], file: Callable[[str], str]) -> list[
         words = [f"{word}={entry[field]}" for word, field in fields if entry.get(field) is not None]
         if not words:
             raise SpecError(RESOURCES + where, "found neither hcaHandles nor hcaObjects")
-        if len(name.split()) != 1:
+        if not name or not name.isprintable() or " " in name:
             raise SpecError(RESOURCES + where, "not the name of a device")
         found.append((where, file(where), " ".join([name, *words])))
     return found

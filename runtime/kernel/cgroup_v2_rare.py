@@ -36,7 +36,8 @@ def rare_settings(cgroup: CgroupV2, resources: dict[str, Any]) -> list[Setting]:
     settings += rdma(resources.get("rdma") or {}, lambda where: cgroup.file("rdma.max", where))
     for key, value in (resources.get("unified") or {}).items():
         where = f'unified["{key}"]'
-        if "/" in key or "." not in key:
+        # Of our own directory and of no other, "..".
+        if not key.isascii() or not key.isprintable() or "/" in key or " " in key or key.find(".") < 1:
             raise SpecError(f"{RESOURCES}{where}", "not the name of a cgroup file")
         file = cgroup.file(key, where)
         # Files such as io.max take one device per write.

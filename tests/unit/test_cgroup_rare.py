@@ -10,12 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pycontain.runtime.errors import SpecError, Unsupported
+from pycontain.runtime.errors import PycontainError, SpecError, Unsupported
 from pycontain.runtime.kernel import cgroup
 from pycontain.runtime.kernel.cgroup import Hierarchy
 from pycontain.runtime.kernel.cgroup_v1 import CgroupV1
 from pycontain.runtime.kernel.cgroup_v2 import CgroupV2, PlannedCgroup
 from pycontain.runtime.kernel.cgroup_v2_rare import weight_of_blkio
+from pycontain.runtime.spec import SCHEMA, check_resources
 
 V1 = "blkio net_cls net_prio hugetlb rdma memory"
 BFQ = "blkio/c/blkio.bfq.weight blkio/c/blkio.bfq.weight_device"
@@ -54,7 +55,7 @@ def v1(root: Path, files: str = f"{BFQ} {HUGE_V1}", controllers: str = V1, besid
     fill(root, files)
     found = [Hierarchy(f"{root}/{name}", (name,), "", False, "0:1") for name in controllers.split()]
     if beside is not None:
-        (root / "unified/c").mkdir(parents=True)
+        (root / "unified/c").mkdir(parents=True, exist_ok=True)
         for folder in ("unified", "unified/c"):
             (root / folder / "cgroup.controllers").write_text(beside)
         found.append(Hierarchy(f"{root}/unified", (), "", True, "0:2"))
@@ -368,3 +369,46 @@ def test_throttles_say_the_same_on_both(tmp_path_factory: pytest.TempPathFactory
         kind, _, number = rate.partition("=")
         other[device, kind] = None if number == "max" else int(number)
     assert one == other
+
+
+def of_schema(schema: Any) -> st.SearchStrategy[Any]:
+    """Values that have the shape of a part of ``spec.SCHEMA``; names and numbers that mean something are likely."""
+    if isinstance(schema, list):
+        return st.lists(of_schema(schema[0]), max_size=3)
+    if isinstance(schema, dict) and "*" in schema:
+        names = st.sampled_from(
+            ["memory.high", "rdma.max", "io.max", "mlx5_1", "cgroup.type", ".", "..", "", "a b", "x\0.y"]
+        )
+        return st.dictionaries(names | st.text(max_size=5), of_schema(schema["*"]), max_size=3)
+    if isinstance(schema, dict):
+        needed = {key: of_schema(kind) for key, kind in schema.items() if str(kind).endswith("!")}
+        others = {key: of_schema(kind) for key, kind in schema.items() if key not in needed}
+        return st.fixed_dictionaries(needed, optional=others)
+    low, high = (0, (1 << 64) - 1) if schema.startswith("uint") else (-(1 << 63), (1 << 64) - 1)
+    numbers = st.sampled_from([0, 1, 2, 10, 500, 1 << 20]) | st.integers(low, high)
+    text = st.sampled_from(["2MB", "lo", "0-1", "c", "rwm", "max\nmax"]) | st.text(
+        st.characters(exclude_characters="\0"), max_size=5
+    )
+    return {"str": text, "bool": st.booleans()}.get(schema.rstrip("!"), numbers)
+
+
+@given(of_schema(SCHEMA["linux"]["resources"]))
+def test_any_resources_are_settings_or_refused_by_name(
+    tmp_path_factory: pytest.TempPathFactory, resources: dict[str, Any]
+) -> None:
+    check_resources(resources)
+    folder = tmp_path_factory.getbasetemp() / "any"
+    controllers = "cpu cpuset pids devices"
+    hybrid = v1(folder / "1", controllers=f"{V1} {controllers}", beside="misc")
+    for group in (hybrid, v2(folder / "2", controllers=f"io hugetlb rdma memory {controllers}")):
+        fill(folder / "2/c", "cpu.max")
+        (folder / "2/c/cpu.max").write_text("max 100000\n")
+        try:
+            settings = group.settings(resources)
+        except PycontainError as error:
+            assert error.message.startswith("$.linux.resources."), error.message
+            continue
+        for where, path, value in settings:
+            assert where.partition(".")[0].partition("[")[0] in SCHEMA["linux"]["resources"]
+            assert path.startswith(str(folder)) and ".." not in path.split("/")
+            assert isinstance(value, str)

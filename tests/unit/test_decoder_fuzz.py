@@ -24,7 +24,8 @@ def test_decoder_reads_within_its_bytes(fuzzer: Path, tmp_path: Path) -> None:
     count = seeds.write(str(tmp_path / "corpus"))
     assert count > 40
     options = ["-runs=300000", "-seed=1", "-max_len=2048", f"-artifact_prefix={tmp_path}/"]
-    done = subprocess.run([fuzzer, *options, tmp_path / "corpus"], capture_output=True, text=True, timeout=50)
+    corpora = [tmp_path / "corpus", FUZZ / "corpus/decoder"]  # what is new goes to the first
+    done = subprocess.run([fuzzer, *options, *corpora], capture_output=True, text=True, timeout=50)
     assert done.returncode == 0, done.stderr[-4000:]
     assert "Done 300000 runs" in done.stderr
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from errno import EPERM
+from errno import EBUSY, EPERM
 from string import Formatter
 
 from pycontain.runtime.plan.identity import CAPS, RLIMITS
@@ -104,6 +104,8 @@ def describe(op: Op) -> str:
     name, *values = op
     if name == "exec":
         return "execute " + " ".join(values[1]) + (" below a reaper" if values[3] & REAP else "")
+    if name == "clone" and not values[0]:
+        return "clone the process"
     shown = [len(v) if isinstance(v, bytes) else ":".join(v) if isinstance(v, list) else v for v in values]
     return Formatter().vformat(WORDS[name], shown, _Readings(values))
 
@@ -112,6 +114,8 @@ def advice(op: Op, number: int) -> str | None:
     """A hint for what the kernel refused with errno ``number``, where there is one."""
     if op[0] == "scheduler" and number == EPERM and op[1] in (POLICIES["SCHED_FIFO"], POLICIES["SCHED_RR"]):
         return "on cgroup v1 it wants $.linux.resources.cpu.realtimeRuntime, and the same of every cgroup above"
+    if op[0] == "clone" and number == EBUSY and op[2] != NO_FD:
+        return "its cgroup gives controllers to those below it, and can hold no process itself (man 7 cgroups)"
     return None
 
 

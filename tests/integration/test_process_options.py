@@ -237,7 +237,10 @@ def test_exec_follows_the_first_process_where_its_cgroup_is_only_a_parent(maker:
     done = maker.runtime("exec", "po-busy", "grep", "0::", "/proc/self/cgroup", check=True)
     assert done.stdout.startswith("0::/init"), "as its own cgroup namespace shows it"
     done = maker.runtime("exec", "--cgroup", "/", "po-busy", "true")
-    assert stderr(done) == "cannot clone the first process into new namespaces: none: EBUSY (device or resource busy)"
+    assert stderr(done) == (
+        "cannot clone the process: EBUSY (device or resource busy)\n\n"
+        "hint: its cgroup gives controllers to those below it, and can hold no process itself (man 7 cgroups)"
+    )
 
 
 def test_exec_of_a_process_object(maker: Maker) -> None:

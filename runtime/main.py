@@ -112,7 +112,8 @@ def run(argv: list[str]) -> int:
                 f"{name} takes {arguments or 'no arguments'}: found {len(words)} arguments",
                 hint=f"pycontain-runtime {name} --help",
             )
-        mine["rootless"] = options.get("rootless")
+        for key in ("rootless", "log", "log_format"):
+            mine[key] = options.get(key)
         mine["manager"] = _manager(options) if options.get("systemd") or "cgroup_manager" in options else None
         result: int = verb(options.get("root") or state_root(), mine, words)
         return result
@@ -197,18 +198,20 @@ def report(error: PycontainError, options: dict[str, Any]) -> None:
     if error.hint:
         text += f"\nhint: {error.hint}\n"
     os.write(2, text.encode("utf-8", "surrogateescape"))
-    path = options.get("log")
-    if not path:
-        return
+    if options.get("log"):
+        _log("error", error.message, options)
+
+
+def _log(level: str, message: str, options: dict[str, Any]) -> None:
     from time import gmtime, strftime
 
     from pycontain.runtime.jsontext import dump
 
-    now = strftime("%Y-%m-%dT%H:%M:%SZ", gmtime())
+    path, now = options["log"], strftime("%Y-%m-%dT%H:%M:%SZ", gmtime())
     if options.get("log_format") == "json":
-        line = dump({"level": "error", "msg": error.message, "time": now})
+        line = dump({"level": level, "msg": message, "time": now})
     else:
-        line = f'time="{now}" level=error msg={dump(error.message)}'
+        line = f'time="{now}" level={level} msg={dump(message)}'
     try:
         with open(path, "ab", buffering=0) as file:
             file.write(line.encode() + b"\n")
@@ -230,14 +233,20 @@ def _create(root: str, options: dict[str, Any], words: list[str]) -> int:
 
     console = console_of(options)
     bundle = options.get("bundle", ".")
-    _warn(creation.create(words[0], bundle, root=root, console=console, **_create_options(options)))
+    warn(creation.create(words[0], bundle, root=root, console=console, **_create_options(options)), options)
     return 0
 
 
-def _warn(running: Any) -> None:
-    """What the specification wants logged and not refused (config.md: capabilities that this kernel does not have)."""
+def warn(running: Any, options: dict[str, Any]) -> None:
+    """What the specification wants logged and not refused (config.md: capabilities that this kernel does not have).
+
+    To the log where there is one: standard error is the container's too.
+    """
     for warning in running.process.plan.warnings:
-        os.write(2, f"pycontain-runtime: warning: {warning}\n".encode())
+        if options.get("log"):
+            _log("warning", warning, options)
+        else:
+            os.write(2, f"pycontain-runtime: warning: {warning}\n".encode())
 
 
 def _create_options(options: dict[str, Any]) -> dict[str, Any]:
@@ -300,7 +309,7 @@ def _run(root: str, options: dict[str, Any], words: list[str]) -> int:
         settings["make_console"] = make_console
         signals = Signals()
     running = creation.create(id, bundle, root=root, console=console, listen=False, **settings)
-    _warn(running)
+    warn(running, options)
     try:
         if console is not None:
             os.close(console)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import posix as os
 
 from pycontain.runtime.errors import KernelError, PycontainError, SpecError, Unsupported
-from pycontain.runtime.main import OFTEN, VERSION, Signals, console_of, ended, foreground, preserved
+from pycontain.runtime.main import OFTEN, VERSION, Signals, console_of, ended, foreground, preserved, warn
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -182,8 +182,7 @@ def _exec(root: str, options: dict[str, Any], words: list[str]) -> int:
         cgroup=options.get("cgroup"),
         pidfd_socket=options.get("pidfd_socket"),
     )
-    for warning in running.process.plan.warnings:
-        os.write(2, f"pycontain-runtime: warning: {warning}\n".encode())
+    warn(running, options)
     if console is not None:
         os.close(console)
     return 0 if signals is None else foreground(running, ours, signals)

@@ -198,6 +198,25 @@ def test_options_of_a_file_system_do_not_stop_a_bind_mount(runtime: Runtime, bun
     assert "warning: $.mounts[" in done.stderr and "'mode=755,size=1k'" in done.stderr
 
 
+@pytest.mark.parametrize("format", ["json", "text"])
+def test_a_warning_goes_to_the_log_where_there_is_one(
+    runtime: Runtime, bundle: Bundle, tmp_path: Path, format: str
+) -> None:
+    """Standard error is the container's as well: engines would show our words as its own."""
+    log = tmp_path / "log"
+    mount = {"destination": "/tmp", "type": "bind", "source": str(tmp_path), "options": ["bind", "size=1k"]}
+    path = bundle("echo", "hello", change=lambda config: config["mounts"].append(mount))
+    done = runtime("--log", log, "--log-format", format, "run", "-b", path, "conf-log", check=True)
+    assert (done.stdout, done.stderr) == ("hello\n", "")
+    words = "options: 'size=1k' belongs to a file system, ignored for a bind mount"
+    (line,) = log.read_text().splitlines()
+    if format == "json":
+        entry = json.loads(line)
+        assert entry["level"] == "warning" and entry["msg"].endswith(words)
+    else:
+        assert "level=warning" in line and words in line
+
+
 def test_what_is_refused_has_no_effect(runtime: Runtime, bundle: Bundle) -> None:
     """runtime.md, "Operations": errors of start, kill and delete in the wrong state leave the container as it is."""
     path = bundle("sh", "-c", "while true; do sleep 1; done")

@@ -162,6 +162,8 @@ def absolute(path: str) -> str:
         raise SpecError("$.linux.cgroupsPath", f"{path!r} names no cgroup below the root of the hierarchy")
     if ".." in parts or "\0" in path or "\n" in path:
         raise SpecError("$.linux.cgroupsPath", f"{path!r} must not hold '..', a newline or NUL")
+    if not path.isascii() and not path.isprintable():
+        raise SpecError("$.linux.cgroupsPath", f"{path!r} cannot be the name of a file")
     name = "/" + "/".join(parts)
     return name if path.startswith("/") else DEFAULT_PARENT + name
 
@@ -463,7 +465,7 @@ def write(path: str, value: str) -> None:
     """One write(2) of ``value`` to an existing file; OSError."""
     fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
     try:
-        os.write(fd, value.encode())
+        os.write(fd, value.encode("utf-8", "surrogatepass"))  # JSON may hold halves of characters; no file takes them
     finally:
         os.close(fd)
 

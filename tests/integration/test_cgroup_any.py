@@ -366,6 +366,7 @@ class TestLimits:
             ({"cpu": {"cpus": "4096"}}, "cpu.cpus", "4096"),
             ({"cpu": {"cpus": "zero"}}, "cpu.cpus", "zero"),
             ({"cpu": {"mems": "900"}}, "cpu.mems", "900"),
+            ({"cpu": {"mems": "\ud800"}}, "cpu.mems", "\\ud800"),
             ({"cpu": {"idle": 7}}, "cpu.idle", "7"),
             ({"pids": {"limit": -7}}, "pids.limit", "-7"),
             ({"pids": {"limit": 1 << 40}}, "pids.limit", str(1 << 40)),

@@ -124,6 +124,7 @@ def test_names(path: str, name: str) -> None:
         ("..", "'..' must not hold '..', a newline or NUL"),
         ("/a\nb", "'/a\\nb' must not hold '..', a newline or NUL"),
         ("/a\0b", "'/a\\x00b' must not hold '..', a newline or NUL"),
+        ("/a\ud800", "'/a\\ud800' cannot be the name of a file"),
     ],
 )
 def test_names_that_are_refused(path: str, problem: str) -> None:

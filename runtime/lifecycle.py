@@ -100,8 +100,17 @@ def exec(
                 p, console = guest.host_plan(into, joins), None
             else:
                 join = _namespaces(id, container.pid)
+                spaces = (config.get("linux") or {}).get("namespaces") or ()
+                own_mounts = any(n["type"] == "mount" and not n.get("path") for n in spaces)
                 p = exec_plan(
-                    process, linux, probe(), into=into, joins=joins, namespaces=join, preserve_fds=preserve_fds
+                    process,
+                    linux,
+                    probe(),
+                    into=into,
+                    joins=joins,
+                    namespaces=join,
+                    preserve_fds=preserve_fds,
+                    root=None if own_mounts else f"/proc/{container.pid}/root",
                 )
                 if "rootless" in container.fields:
                     from pycontain.runtime import rootless

@@ -492,10 +492,12 @@ def exec_plan(
     joins: int,
     namespaces: list[tuple[str, str]],
     preserve_fds: int = 0,
+    root: str | None = None,
 ) -> Plan:
     """The plan of one more process in a running container.
 
     ``namespaces``: (type, path such as /proc/PID/ns/mnt) of those to join, user first, mount last.
+    ``root``: the root directory of a container whose mount namespace is not its own, and has another one.
     """
     p = Plan(3 + preserve_fds, into, joins)
     p.console = bool(process.get("terminal"))
@@ -512,7 +514,8 @@ def exec_plan(
     user = any(kind == "user" for kind, _ in namespaces)
     if user:
         p.ops.append(("userns_root",))
-    p.ops += [("sync",), *after, ("session",), ("enter_root",)]
+    p.ops += [("sync",), *after, ("session",)]
+    p.ops.append(("enter_root",) if root is None else ("chroot_to", p.file(root)))
     if _needs_procfs(process):
         p.ops.append(("procfs",))
     _oom_score(p, process)

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from tests.runtime_tools import Runtime, make_rootfs, write_bundle
+from tests.runtime_tools import COMMAND, Runtime, make_rootfs, write_bundle
 
 pytestmark = pytest.mark.needs("root")
 Change = Callable[[dict[str, Any]], object]
@@ -335,3 +335,247 @@ def test_a_joined_user_namespace_maps_too(box: Box, owned: Path) -> None:
         assert out[0] == os.readlink(path)
         assert out[1].split() == ["0", "100000", "65536"] and out[2] == "0"
         assert out[3:8] == ["root 0:0", "user 1000:1001", "below/root 0:0", "below/user 1000:1001", "0:0"]
+
+
+# ---- the root's propagation: four kinds, each of this mount or of all below it
+
+
+
+
+@pytest.mark.parametrize("kind", ["private", "slave", "shared", "unbindable"])
+@pytest.mark.parametrize("recursive", ["", "r"])
+def test_propagation_of_the_root(box: Box, kind: str, recursive: str) -> None:
+    found = box.mountinfo(
+        tmpfs("/below"), change=lambda c: c["linux"].update(rootfsPropagation=recursive + kind)
+    )  # fmt: skip
+    for path in ("/", "/below"):
+        optional = found[path][1]
+        spread = kind if path == "/" or recursive else "private"
+        if spread == "slave":  # of a host whose mounts are private it is the slave of nobody
+            assert not any(field.startswith("shared") for field in optional)
+        else:
+            wanted = {"private": None, "shared": "shared:", "unbindable": "unbindable"}[spread]
+            assert any(field.startswith(wanted) for field in optional) if wanted else not optional
+
+
+SHARED_HOST = """
+set -e
+mount --make-rprivate /
+mkdir -p {0}/host/vol {0}/host/plain
+mount -t tmpfs mnt-test {0}/host
+mount --make-shared {0}/host
+mkdir {0}/host/vol {0}/host/rootfs {0}/host/plain
+mount --rbind {1} {0}/host/rootfs
+{2} --root {0}/state create -b {0}/bundle mnt-shared < /dev/null > {0}/out 2>&1
+{2} --root {0}/state start mnt-shared
+mkdir {0}/host/vol/late
+mount -t tmpfs late {0}/host/vol/late
+i=0; until grep -q done {0}/out; do sleep 0.05; i=$((i+1)); [ $i -lt 200 ]; done
+grep ' - tmpfs inside ' /proc/self/mountinfo | cut -d' ' -f5
+echo end
+cat {0}/out
+{2} --root {0}/state delete --force mnt-shared
+grep -c {0}/host/rootfs /proc/self/mountinfo
+"""
+
+
+@pytest.mark.parametrize(("root", "option"), [("shared", "rshared"), ("rslave", "rshared"), ("rslave", "rslave"), ("private", "rslave")])
+def test_what_the_host_and_the_container_see_of_each_others_mounts(
+    box: Box, tmp_path: Path, root: str, option: str
+) -> None:
+    """A volume of a shared mount: with a shared root its rshared is a peer of the host's; nothing else ever reaches it."""
+
+    def change(config: dict[str, Any]) -> None:
+        config["root"] = {"path": str(tmp_path / "host/rootfs")}
+        config["linux"]["rootfsPropagation"] = root
+        config["process"]["capabilities"] = {k: ["CAP_SYS_ADMIN"] for k in ("bounding", "effective", "permitted")}
+        config["linux"]["resources"]["devices"] = [{"allow": True, "access": "rwm"}]
+
+    script = (
+        "mkdir -p /vol/in /other/in /in; mount -t tmpfs inside /vol/in; mount -t tmpfs inside /other/in; mount -t tmpfs inside /in;"
+        " i=0; while [ $i -lt 40 ] && ! grep -q ' /vol/late ' /proc/self/mountinfo; do sleep 0.05; i=$((i+1)); done;"
+        " grep -c ' /vol/late ' /proc/self/mountinfo; echo done; sleep 60"
+    )
+    host = tmp_path / "host"
+    box.bundle(script, bind(host / "vol", "/vol", "rbind", option), bind(host / "plain", "/other", "rbind"), change=change)
+    command = SHARED_HOST.format(tmp_path, box.rootfs, COMMAND[0])
+    done = subprocess.run(["unshare", "-m", "sh", "-c", command], capture_output=True, text=True, timeout=60)
+    here, _, there = done.stdout.partition("end\n")
+    peers = (root, option) == ("shared", "rshared")
+    assert here.split() == ([str(host / "vol/in")] if peers else []), done.stdout + done.stderr
+    assert there.split()[:2] == ["0" if root == "private" else "1", "done"]
+    assert there.split()[-1] == "1"  # the bind that this test has made
+
+
+# ---- namespaces: of others, by their files, and none of its own
+
+
+@pytest.mark.parametrize(
+    ("kind", "option", "file"),
+    [("ipc", "--ipc", "ipc"), ("uts", "--uts", "uts"), ("network", "--net", "net"), ("pid", "--pid", "pid"), ("mount", "--mount", "mnt")],
+)
+def test_a_namespace_that_is_joined(box: Box, kind: str, option: str, file: str) -> None:
+    with other(option) as (_, path):
+        def change(config: dict[str, Any]) -> None:
+            for namespace in config["linux"]["namespaces"]:
+                if namespace["type"] == kind:
+                    namespace["path"] = path
+            if kind == "uts":
+                config.pop("hostname", None)
+
+        out = box(f"readlink /proc/self/ns/{file}; cat /etc/os-release | head -1", change=change).stdout
+        assert out.split("\n")[0] == os.readlink(path)
+
+
+def test_a_namespace_of_another_type_is_refused(box: Box) -> None:
+    def change(config: dict[str, Any]) -> None:
+        next(n for n in config["linux"]["namespaces"] if n["type"] == "ipc")["path"] = "/proc/self/ns/uts"
+
+    done = box("true", change=change, check=False)
+    assert done.returncode
+    assert "cannot join the ipc namespace through descriptor" in done.stderr and "EINVAL" in done.stderr
+
+
+@pytest.mark.parametrize("joined", [False, True])
+def test_exec_enters_the_root_of_a_container_that_shares_mounts(box: Box, joined: bool) -> None:
+    """setns(2) leads to the root of the namespace, which is not the container's: it would be the host's files."""
+    with contextlib.ExitStack() as stack:
+        path = stack.enter_context(other("--mount"))[1] if joined else ""
+
+        def change(config: dict[str, Any]) -> None:
+            spaces = [n for n in config["linux"]["namespaces"] if n["type"] != "mount"]
+            config["linux"].update(namespaces=spaces, maskedPaths=[], readonlyPaths=[])
+            config["mounts"] = [{"destination": "/proc", "type": "proc", "source": "proc"}] if joined else []
+            if joined:
+                spaces.append({"type": "mount", "path": path})
+
+        (box.rootfs / "only-here").write_text("the container's")
+        box.runtime("create", "-b", box.bundle("sleep 60", change=change), "mnt-exec", check=True)
+        box.runtime("start", "mnt-exec", check=True)
+        done = box.runtime("exec", "mnt-exec", "sh", "-c", "cat /only-here; pwd; [ -e /work -o -e /boot ] || echo; ls -d /..")
+        assert (done.returncode, done.stdout.split("\n")[0]) == (0, "the container's/"), done.stderr
+        box.runtime("delete", "--force", "mnt-exec", check=True)
+
+
+def test_time_namespace_offsets(box: Box) -> None:
+    def change(config: dict[str, Any]) -> None:
+        config["linux"]["namespaces"].append({"type": "time"})
+        config["linux"]["timeOffsets"] = {"boottime": {"secs": 86400, "nanosecs": 5}, "monotonic": {"secs": -1}}
+
+    out = box("cat /proc/self/timens_offsets /proc/uptime", change=change).stdout.splitlines()
+    assert [line.split() for line in out[:2]] == [["monotonic", "-1", "0"], ["boottime", "86400", "5"]]
+    outside = float(Path("/proc/uptime").read_text().split()[0])
+    assert 86400 <= float(out[2].split()[0]) - outside + 60 < 86600
+
+
+# ---- devices
+
+
+def test_devices_are_exactly_those_asked_for(box: Box) -> None:
+    def change(config: dict[str, Any]) -> None:
+        config["linux"]["devices"] = [
+            {"path": "/dev/deep/er/zero", "type": "c", "major": 1, "minor": 5, "fileMode": 0o604, "uid": 3, "gid": 4},
+            {"path": "/srv/elsewhere", "type": "u", "major": 1, "minor": 3},
+            {"path": "/dev/pipe", "type": "p", "fileMode": 0o640},
+            {"path": "/dev/high", "type": "b", "major": 259, "minor": 1048575},
+        ]
+
+    script = "stat -c '%n %F %a %u %g %t:%T' /dev/deep/er/zero /srv/elsewhere /dev/pipe /dev/high"
+    assert box(script, tmpfs("/srv"), change=change).stdout.splitlines() == [
+        "/dev/deep/er/zero character special file 604 3 4 1:5",
+        "/srv/elsewhere character special file 666 0 0 1:3",
+        "/dev/pipe fifo 640 0 0 0:0",
+        "/dev/high block special file 666 0 0 103:fffff",
+    ]
+
+
+@pytest.mark.parametrize("there", ["file", "device", "link"])
+def test_something_else_in_the_place_of_a_device_is_an_error(box: Box, there: str) -> None:
+    """config-linux.md, "Devices"; a default device takes its place."""
+    for name in ("asked", "null"):
+        path = box.rootfs / "dev" / name
+        path.unlink(missing_ok=True)
+        if there == "file":
+            path.write_text("")
+        elif there == "device":
+            os.mknod(path, stat.S_IFCHR | 0o666, os.makedev(1, 7))
+        else:
+            path.symlink_to("/etc/passwd")
+
+    def change(config: dict[str, Any], asked: bool = True) -> None:
+        config["mounts"] = [m for m in config["mounts"] if not m["destination"].startswith("/dev")]
+        if asked:
+            config["linux"]["devices"] = [{"path": "/dev/asked", "type": "c", "major": 1, "minor": 3}]
+
+    done = box("true", change=change, check=False)
+    assert done.returncode
+    assert "cannot make character device 1:3 /dev/asked (mode 0666, owner 0:0): something else is there" in done.stderr
+    out = box("stat -c %F.%t:%T /dev/null", change=lambda c: change(c, asked=False)).stdout
+    assert out == "character special file.1:3\n"
+    subprocess.run(["sh", "-c", f"rm -rf {box.rootfs}/dev/*"], check=True)
+    assert "root" in (box.rootfs / "etc/passwd").read_text()
+
+
+def test_devices_in_a_user_namespace_are_the_hosts(box: Box) -> None:
+    def change(config: dict[str, Any], **more: Any) -> None:
+        userns(config)
+        config["linux"]["devices"] = [{"path": "/dev/ptmx0", "type": "p"}, {"path": "/dev/kmsg", "type": "c", "major": 1, "minor": 11, **more}]
+
+    out = box("for d in null zero full random urandom tty kmsg; do stat -c '%n %F %t:%T' /dev/$d; done; echo > /dev/null", change=change)
+    assert [line.split()[-1] for line in out.stdout.splitlines()] == ["1:3", "1:5", "1:7", "1:8", "1:9", "5:0", "1:b"]
+    done = box("true", change=lambda c: change(c, minor=12), check=False)
+    assert "cannot bind the host's character device 1:12 /dev/kmsg: the host has another device there: ENODEV" in done.stderr
+    done = box("true", change=lambda c: change(c, fileMode=0o7), check=False)
+    assert "/dev/kmsg: the host's node has another mode: EPERM" in done.stderr
+    done = box("true", change=lambda c: change(c, gid=5), check=False)
+    assert done.stderr == (
+        "pycontain-runtime: $.linux.devices[1].gid: in a user namespace the device is the host's node, with its owner\n"
+    )
+
+
+def test_the_image_has_a_link_for_its_dev(box: Box) -> None:
+    """Wherever it leads, it leads inside."""
+    dev = box.rootfs / "dev"
+    dev.rename(box.rootfs / "dev.kept")
+    (box.rootfs / "etc/real").mkdir(exist_ok=True)
+    try:
+        dev.symlink_to("../../../etc/real")
+        out = box("readlink /dev; stat -c '%F %t:%T' /etc/real/null; [ -e /etc/real/pts/ptmx ] && echo pts").stdout
+        assert out.splitlines() == ["../../../etc/real", "character special file 1:3", "pts"]
+        assert not os.listdir(box.rootfs / "etc/real")
+    finally:
+        dev.unlink()
+        (box.rootfs / "dev.kept").rename(dev)
+
+
+def test_masked_and_read_only_paths(box: Box, tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub/file").write_text("secret")
+    (tmp_path / "link").symlink_to("sub/file")
+
+    def change(config: dict[str, Any]) -> None:
+        config["linux"].update(maskedPaths=["/v/sub", "/w/link", "/not/there"], readonlyPaths=["/w/sub", "/not/there"])
+
+    script = (
+        "ls /v/sub | wc -l; touch /v/sub/x 2>&1; wc -c < /w/link; wc -c < /w/sub/file; touch /w/sub/y 2>&1; touch /w/z && echo ok"
+    )
+    out = box(script, bind(tmp_path, "/v", "bind"), bind(tmp_path, "/w", "bind"), change=change).stdout.splitlines()
+    assert out == [
+        "0", "touch: /v/sub/x: Read-only file system", "0", "0", "touch: /w/sub/y: Read-only file system", "ok",
+    ]  # fmt: skip
+    assert (tmp_path / "sub/file").read_text() == "secret"
+
+
+@pytest.mark.parametrize("namespaced", [True, False])
+def test_cgroups_in_the_container(box: Box, namespaced: bool) -> None:
+    def change(config: dict[str, Any]) -> None:
+        if not namespaced:
+            config["linux"]["namespaces"] = [n for n in config["linux"]["namespaces"] if n["type"] != "cgroup"]
+
+    script = "cat /proc/self/cgroup; mkdir /sys/fs/cgroup/$(ls /sys/fs/cgroup | head -1)/x 2>&1; find /sys/fs/cgroup -name cgroup.procs -maxdepth 2 | xargs grep -c ."
+    out = box(script, change=change).stdout
+    assert "Read-only file system" in out or "Permission denied" in out
+    paths = {line.split(":", 2)[2] for line in out.splitlines() if line[:1].isdigit() and line.count(":") >= 2}
+    assert (paths == {"/"}) == namespaced
+    counted = [line for line in out.splitlines() if "cgroup.procs:" in line]
+    assert counted and all(int(line.rpartition(":")[2]) < 6 for line in counted)  # the container's own, not the host's

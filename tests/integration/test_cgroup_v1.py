@@ -350,3 +350,23 @@ def test_network_classes_and_priorities_as_cat_reads_them() -> None:
         f"$.linux.resources.network.priorities[0]: write 'none0 5' to /mnt/net/{name}/net_prio.ifpriomap: "
         "ENODEV (no such device)",
     ], done.stderr
+
+
+def test_realtime_as_cat_reads_it() -> None:
+    """A level has no more than the one above it, and a new one has none."""
+    asked = {"cpu": {"realtimePeriod": 500000, "realtimeRuntime": 20000}}
+    with scratch("rt") as inner:
+        inner.create()
+        outer = kernel.open_cgroup(os.path.dirname(inner.path))
+        file = f"{inner.directories[[h.controllers for h in kernel.hierarchies()].index(('cpu',))]}/cpu.rt_runtime_us"
+        with pytest.raises((KernelError, Unsupported)) as caught:
+            inner.apply(asked)
+        if not os.path.exists(file):  # a kernel without CONFIG_RT_GROUP_SCHED
+            assert "this kernel has no cpu.rt_" in caught.value.message
+            return
+        assert caught.value.message == (
+            f"$.linux.resources.cpu.realtimeRuntime: write '20000' to {file}: EINVAL (invalid argument)"
+        )
+        outer.apply(asked)
+        inner.apply(asked)
+        assert [cat(file), cat(file.replace("runtime", "period"))] == ["20000", "500000"]

@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import subprocess
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -328,6 +329,27 @@ def test_readiness_is_passed_on(maker: Maker, way: str) -> None:
             assert waiting.wait(10) == 0
     mounts = Path(f"/proc/{pid}/mountinfo").read_text() if way != "run" else ""
     assert way == "run" or " /run/notify ro,nosuid,nodev,noexec" in mounts
+
+
+def test_readiness_of_a_user_namespace(maker: Maker) -> None:
+    """Its root is nobody to the state directory; the root file system it must be able to reach anyway."""
+    maps = [{"containerID": 0, "hostID": 100000, "size": 65536}]
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as public:
+        os.chmod(public, 0o755)
+        rootfs = make_rootfs(Path(public, "rootfs"))
+
+        def change(config: dict[str, Any]) -> None:
+            config["linux"]["namespaces"].append({"type": "user"})
+            config["linux"].update(uidMappings=maps, gidMappings=maps)
+            config["root"]["path"] = str(rootfs)
+
+        environment = {**os.environ, "NOTIFY_SOCKET": "/run/manager.sock"}
+        done = maker.runtime("run", "-b", maker.bundle("true", change=change), "po-user", env=environment)
+        assert stderr(done) == (
+            f"cannot bind {maker.runtime.root}/po-user/notify on /run/notify: EACCES (permission denied)\n\n"
+            "hint: unset NOTIFY_SOCKET: the root of a user namespace cannot reach the socket for it"
+        )
+        maker.runtime("run", "-b", maker.path / "bundle", "po-user", check=True)
 
 
 def test_a_container_that_ends_before_it_is_ready(maker: Maker) -> None:

@@ -94,12 +94,13 @@ def decoder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Decoder]:
 
 @pytest.fixture(scope="module")
 def cgroups(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Cgroup]:
-    """A cgroup of each kind of host, in a directory that has none of the kernel's files."""
+    """A cgroup of each kind of host, in a directory that has those of the kernel's files that are read before."""
     root = tmp_path_factory.mktemp("cgroups")
     for name in [*V1.split(), "unified"]:
         (root / name / "c").mkdir(parents=True)
         (root / name / "c/cgroup.controllers").write_text("cpu memory io pids")
         (root / name / "cgroup.controllers").write_text("cpu memory io pids")
+    (root / "unified/c/cpu.max").write_text("max 100000\n")
     unified = Hierarchy(f"{root}/unified", (), "", True, "0:1")
     v1 = [Hierarchy(f"{root}/{name}", (name,), "", False, f"0:{i}") for i, name in enumerate(V1.split(), 2)]
     return {"cgroup2": CgroupV2("/c", [unified]), "v1": CgroupV1("/c", v1), "hybrid": CgroupV1("/c", [*v1, unified])}

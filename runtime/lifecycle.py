@@ -152,6 +152,8 @@ def _join_fds(container: Container, cgroup: Cgroup, wanted: list[str] | None) ->
             raise Unsupported(f"--cgroup {wanted[0]}: a machine's processes are in the one cgroup of its guest")
         return join_fds(cgroup)
     moved = ""
+    if wanted and not cgroup.directories:
+        raise Unsupported(f"--cgroup {wanted[0]}: the container has no cgroup")
     if wanted is None and cgroup.unified is not None:
         rows = (line.split(":", 2) for line in read(f"/proc/{container.pid}/cgroup").splitlines())
         now = next((path for number, _, path in rows if number == "0"), "")

@@ -111,12 +111,12 @@ def probe(found: list[cgroup.Hierarchy] | None = None) -> Host:
     return host
 
 
-_FIRST_USER_NAMESPACE = 0xEFFFFFFD  # its inode number, on every kernel that has them
+_FIRST_USER_NAMESPACE = "user:[4026531837]"  # on every kernel that has them
 
 
 def privileged() -> bool:
     """Whether we are the host's root: no other user, and not only root of a user namespace that somebody made."""
-    return os.geteuid() == 0 and (os.stat("/proc/self/ns/user").st_ino == _FIRST_USER_NAMESPACE or not _in_userns())
+    return os.geteuid() == 0 and (os.readlink("/proc/self/ns/user") == _FIRST_USER_NAMESPACE or not _in_userns())
 
 
 def parse_release(release: str) -> tuple[int, int]:

@@ -246,6 +246,8 @@ def test_the_whole_life(user: User) -> None:
         if verb == "pause":
             assert refused.stderr == f"pycontain-runtime: cannot pause a container that has no cgroup\n{HINT}"
         assert refused.returncode == 1
+    refused = user.runtime("exec", "--cgroup", "below", "rl-life", "true")
+    assert refused.stderr == "pycontain-runtime: --cgroup below: the container has no cgroup\n"
     user.runtime("kill", "rl-life", "TERM", check=True)
     wait_for(lambda: user.state("rl-life")["status"] == "stopped")
     assert not os.path.exists(f"/proc/{second}")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import posix as os
 
-from pycontain.runtime.errors import Conflict, KernelError, NotFound, PycontainError
+from pycontain.runtime.errors import Conflict, KernelError, NotFound, PycontainError, SpecError
 from pycontain.runtime.jsontext import dump
 from pycontain.runtime.state import Container
 
@@ -46,6 +46,8 @@ def start(id: str, *, root: str) -> None:
 
     with Container.open(root, id) as container:
         container.require("start")
+        if container.fields.get("no_process"):  # runtime.md, "Start"; the container stays as it is
+            raise SpecError("$.process", "found nothing, wanted the process to run")
         directory = os.open(container.directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         client = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)
         try:

@@ -212,6 +212,8 @@ def create(
     fields["poststart"] = hooks.get("poststart") or []
     fields["poststop"] = hooks.get("poststop") or []
     fields["own_pids"] = own_pids(config)
+    if "process" not in config:
+        fields["no_process"] = True
     if p.shares_mounts:
         from pycontain.runtime.shared_mounts import count
 
@@ -262,7 +264,7 @@ def create(
                 from pycontain.runtime import idmaps
 
                 idmaps.write(pid, p.uid_maps, p.gid_maps)
-            if facts is None and (p.uid_maps or (config["process"].get("user") or {}).get("uid")):
+            if facts is None and (p.uid_maps or ((config.get("process") or {}).get("user") or {}).get("uid")):
                 from pycontain.runtime.kernel.cgroup_v2_delegation import give
 
                 give(cgroup, config, p.uid_maps)

@@ -131,8 +131,11 @@ def plan(
     """
     _refuse_unbuilt(spec)
     linux = spec.get("linux") or {}
-    if "process" not in spec:
-        raise SpecError("$.process", "found nothing, wanted the process to run")
+    runs = "process" in spec
+    if not runs:
+        if not listen:
+            raise SpecError("$.process", "found nothing, wanted the process to run")
+        spec = {**spec, "process": {"cwd": "/"}}  # required for start alone (config.md, "Process")
     if "root" not in spec:
         raise SpecError("$.root", "found nothing, wanted the root file system")
     process = spec["process"]
@@ -172,15 +175,16 @@ def plan(
     _oom_score(p, process)
     p.ops.extend(sysctls)
     _enter_root(p, spec, new, no_pivot)
-    if listen and not p.hooks.get("startContainer"):  # such a hook may make the program
+    if listen and runs and not p.hooks.get("startContainer"):  # such a hook may make the program
         p.ops.append(("find", process["args"][0], process["cwd"], process.get("env") or []))
     p.ops.append(("ready", p.after_files() + p.console if listen else _ops.NO_FD))
-    process_ops(p, process, linux, host, reap=reap, user_namespace=_user_namespace(p, new))
+    if runs:
+        process_ops(p, process, linux, host, reap=reap, user_namespace=_user_namespace(p, new))
     if process.get("execCPUAffinity"):
         from pycontain.runtime.plan.process import affinity
 
         affinity(process)  # of exec's processes, but a fault in it is this configuration's
-    if p.hooks.get("startContainer"):
+    if p.hooks.get("startContainer") and runs:
         # With the program's rights, not with ours: it is the container's, whose image may be hostile.
         program = p.ops.pop()
         _hooks(p, "startContainer", "")

@@ -289,3 +289,22 @@ def test_a_program_that_is_there_passes_create(runtime: Runtime, bundle: Bundle,
     runtime("create", "-b", bundle(program, "-c", "exit 0", change=change), "conf-there", check=True)
     runtime("start", "conf-there", check=True)
     ended(runtime, "conf-there")
+
+
+def test_a_container_without_a_process_can_be_created_and_not_started(runtime: Runtime, bundle: Bundle) -> None:
+    """config.md, "Process": required when start is called; runtime.md, "Start": an error that changes nothing."""
+    path = bundle(change=lambda config: config.pop("process"))
+    (path / "process.json").write_text('{"args": ["true"], "cwd": "/", "env": ["PATH=/bin"]}')
+    runtime("create", "-b", path, "conf-idle", check=True)
+    before = runtime.state("conf-idle")
+    assert before["status"] == "created"
+    done = runtime("start", "conf-idle")
+    assert (done.returncode, done.stderr) == (
+        1, "pycontain-runtime: $.process: found nothing, wanted the process to run\n",
+    )  # fmt: skip
+    assert runtime.state("conf-idle") == before
+    runtime("exec", "--process", path / "process.json", "conf-idle", check=True)
+    runtime("kill", "conf-idle", "KILL", check=True)
+    ended(runtime, "conf-idle")
+    runtime("delete", "conf-idle", check=True)
+    assert runtime("run", "-b", path, "conf-idle").stderr == done.stderr

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from pycontain.runtime.kernel.cgroup import Cgroup
     from pycontain.runtime.kernel.host import Host
     from pycontain.runtime.namespaces import Launcher, Process
+    from pycontain.runtime.netdevices import Moved
 
 OCI_VERSION = "1.3.0"
 
@@ -226,6 +227,7 @@ def create(
     if notify:
         os.mkdir(f"{container.directory}/notify", 0o755)
     process: Process | None = None
+    moved: Moved | None = None
     listener = -1
     made = False
     try:
@@ -270,6 +272,11 @@ def create(
                 give(cgroup, config, p.uid_maps)
             if lease is not None:
                 lease.attach(pid)
+            if p.net_devices:
+                from pycontain.runtime.netdevices import Moved
+
+                moved = Moved(pid)
+                moved.move(p.net_devices)
         inside = b"{}"
         if hooks:
             from pycontain.runtime import hooks as _hooks
@@ -290,6 +297,9 @@ def create(
             # Where nobody has anything to do in between, init need not wait for us.
             ahead = not (listen or hooks or lease or launcher or pid_file or pidfd_socket or notify)
             process.go(inside, start_too=ahead)
+        if moved is not None:
+            moved.done()
+            moved = None
         container.fields["status"] = "created"
         if pid_file is not None:
             write_pid_file(pid_file, pid)
@@ -306,6 +316,8 @@ def create(
     except BaseException as error:
         if process is not None:
             process.close()
+        if moved is not None:
+            moved.undo()
         if made:
             _undo(cgroup, process, launcher)
             if p.shares_mounts:

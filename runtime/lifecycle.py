@@ -352,4 +352,5 @@ def explain(
 
     lines = [f"make cgroup {path}"]
     lines += [f"set {key} of the cgroup: {dump(value)}" for key, value in resources.items()]
+    lines += [f"move network device {old} in, as {new}" for old, new in p.net_devices.items()]
     return lines + [describe(op) for op in p.ops]

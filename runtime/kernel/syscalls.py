@@ -54,6 +54,11 @@ def umount2(path: str, flags: int) -> None:
     _check(_libc.umount2(os.fsencode(path), flags), path)
 
 
+def setns(fd: int, kind: int) -> None:
+    """setns(2): this thread enters the namespace of that kind (CLONE_NEW...)."""
+    _check(_libc.setns(fd, kind))
+
+
 def syncfs(fd: int) -> None:
     """syncfs(2): write out everything of the file system that ``fd`` is on. Linux 2.6.39."""
     _check(_libc.syncfs(fd))

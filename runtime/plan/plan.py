@@ -32,7 +32,6 @@ NAMESPACES = {
     "network": 0x40000000,
     "time": 0x00000080,
 }
-_NOT_BUILT = (("linux", "netDevices"),)
 # What few ask for: its operations are planned by a module that is imported then.
 _RARE = frozenset(("scheduler", "ioPriority", "execCPUAffinity", "apparmorProfile", "selinuxLabel"))
 _CAP_SYS_ADMIN = 1 << 21
@@ -53,7 +52,8 @@ class Plan:
     """
 
     __slots__ = (
-        "base", "console", "early", "files", "gid_maps", "hint", "hooks", "into", "joins", "late", "ops", "private",
+        "base", "console", "early", "files", "gid_maps", "hint", "hooks", "into", "joins", "late", "net_devices", "ops",
+        "private",
         "shared", "shares_mounts", "uid_maps", "warnings",
     )  # fmt: skip
 
@@ -70,6 +70,7 @@ class Plan:
         self.uid_maps: list[dict[str, int]] = []
         self.gid_maps: list[dict[str, int]] = []
         self.hooks: dict[str, list[dict[str, Any]]] = {}
+        self.net_devices: dict[str, str] = {}  # to be moved in: the name here, the name there
         self.console = False
         self.hint: Callable[[Op, int], str | None] | None = None
         self.warnings: list[str] = []
@@ -158,6 +159,11 @@ def plan(
     if keyring is not None:
         p.ops.append(("keyring", keyring))
     p.ops.append(("session",))
+    if linux.get("netDevices"):
+        from pycontain.runtime.plan.netdevices import net_devices
+
+        own = bool(new & NAMESPACES["network"]) or p.joined("network") is not None
+        p.net_devices = net_devices(linux["netDevices"], own)
     if new & NAMESPACES["network"]:
         if lease is None:
             p.ops.append(("loopback",))
@@ -209,12 +215,6 @@ def _oom_score(p: Plan, process: dict[str, Any]) -> None:
 
 
 def _refuse_unbuilt(spec: Spec) -> None:
-    for path in _NOT_BUILT:
-        value: Any = spec
-        for key in path:
-            value = (value or {}).get(key)
-        if value:
-            raise Unsupported(f"$.{'.'.join(path)}: not built yet", hint="remove it from config.json")
     if (spec.get("linux") or {}).get("intelRdt") is not None:
         raise Unsupported("$.linux.intelRdt: groups of resctrl are not built yet", hint="remove it from config.json")
     for key in ("windows", "solaris", "zos", "freebsd"):

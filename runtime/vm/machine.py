@@ -114,6 +114,8 @@ class Machine:
             raise Unsupported(
                 f"$.linux.devices[{i}]: {device['path']}: no device of the host is passed on to a machine"
             )
+        for name in linux.get("netDevices") or ():
+            raise Unsupported(f"$.linux.netDevices[{name!r}]: no device of the host is passed on to a machine")
         for kind in _NO_PATHS & set(config.get("hooks") or {}):
             if config["hooks"][kind]:
                 raise Unsupported(f"$.hooks.{kind}: its programs are the host's, its namespaces the guest's")

@@ -122,7 +122,7 @@ def outcome(config: Config, mounts: Path) -> list[object]:
     root = {"kind": "directory", "path": config["root"]["path"]}
     p = creation.plan_for(v2, config, resources, host, root, bundle="/bundle", listen=True)
     more = exec_plan(config["process"], config["linux"], host, into=False, joins=0, namespaces=[])
-    done: list[object] = [p.ops, p.late, p.files, p.uid_maps, p.gid_maps, p.hooks, more.ops]
+    done: list[object] = [p.ops, p.late, p.files, p.uid_maps, p.gid_maps, p.hooks, p.net_devices, more.ops]
     done += [creation.cgroup_path(config, "box"), config.get("annotations")]
     refusals = []
     for cgroup in (v1, v2):

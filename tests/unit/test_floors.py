@@ -22,7 +22,7 @@ RUNTIME = (
     {"plan"},
     {"channel", "executor", "terminal", "idmaps", "rootless", "seccomp_agent", "handover", "shared_mounts"},
     {"namespaces", "vm"},
-    {"control", "creation", "example", "features", "hooks"},
+    {"control", "creation", "example", "features", "hooks", "netdevices"},
     {"lifecycle", "checkpoint", "update", "events"},
     {"main", "verbs"},
     {"start"},
@@ -36,7 +36,7 @@ LIGHT = {
     "sys", "termios", "time",
 }  # fmt: skip
 OFF_START_PATH = {
-    f"pycontain.runtime.{name}" for name in ("kernel.syscalls", "kernel.systemd", "plan.describe", "terminal", "seccomp_agent", "shared_mounts")
+    f"pycontain.runtime.{name}" for name in ("kernel.syscalls", "kernel.systemd", "plan.describe", "terminal", "seccomp_agent", "shared_mounts", "netdevices")
 }
 
 # Names of control files that only one version of cgroups has. Each side keeps to its own.

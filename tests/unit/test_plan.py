@@ -218,7 +218,21 @@ def update(path: str, value: Any) -> Any:
         ("process.selinuxLabel", "x", "$.process.selinuxLabel: SELinux is not on in this kernel"),
         ("linux.mountLabel", "x", "$.linux.mountLabel: SELinux is not on in this kernel"),
         ("linux.intelRdt", {}, "$.linux.intelRdt: groups of resctrl are not built yet"),
-        ("linux.netDevices", {"eth0": {}}, "$.linux.netDevices: not built yet"),
+        (
+            "linux.netDevices",
+            {"eth0": {}, "eth1": {"name": "eth0"}},
+            "$.linux.netDevices['eth1'].name: found 'eth0' a second time",
+        ),
+        (
+            "linux.netDevices",
+            {"a b": {}},
+            "$.linux.netDevices['a b']: found 'a b', wanted the name of a network device: 1 to 15 bytes",
+        ),
+        (
+            "linux.netDevices",
+            {"eth0": {"name": "eth%d%d"}},
+            "$.linux.netDevices['eth0'].name: found 'eth%d%d', wanted the name of a network device: 1 to 15 bytes",
+        ),
         ("windows", {"layerFolders": []}, "$.windows: this runtime makes Linux containers"),
         (
             "linux.rootfsPropagation",

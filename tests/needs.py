@@ -125,6 +125,11 @@ def _erofs() -> str | None:
     return _root() or _try("mkfs.erofs", "--help") or _try("unshare", "-m", "sh", "-c", script)
 
 
+@probe("loop")
+def _loop() -> str | None:
+    return _root() or _try("losetup", "--find")
+
+
 @probe("netns")
 def _netns() -> str | None:
     return _root() or _try("unshare", "-n", "true")

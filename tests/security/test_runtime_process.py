@@ -21,7 +21,7 @@ from tests.runtime_tools import HIERARCHIES
 from tests.security.attacks import CGROUPS, SECRET, Arena, Patch, attack
 from tests.security.test_runtime_paths import bind
 
-pytestmark = pytest.mark.needs("root", "musl_gcc", "busybox")
+pytestmark = pytest.mark.needs("root", "musl_gcc", "busybox", "userns")
 
 DUMPABLE = Patch("runtime/init", "	prctl(PR_SET_DUMPABLE, 0, 0, 0, 0);\n", "")
 # A root of a user namespace, with every capability in it, looks at each process that it can see.
@@ -94,7 +94,7 @@ def test_a_container_looks_at_who_enters_another(arena: Arena) -> str:
     command = arena.command("exec", pod.victim, "echo", "entered")
     pipes: dict[str, Any] = dict.fromkeys(("stdout", "stderr"), subprocess.PIPE)
     entering = subprocess.Popen(command, text=True, stdin=subprocess.DEVNULL, **pipes)
-    while len((freeze.parent / "cgroup.procs").read_text().split()) < 2:
+    while len((freeze.parent / "cgroup.procs").read_text().split()) < 2 and entering.poll() is None:
         time.sleep(0.01)
     done = arena("exec", arena.id, "sh", "/look", arena.path, check=True)
     freeze.write_text("0")

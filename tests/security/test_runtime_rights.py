@@ -298,11 +298,13 @@ def reads_a_disk(arena: Arena) -> str:
 DENY_LIST = Patch("runtime", 'deny = {"allow": False, "type": "a", "access": "rwm"}', 'deny = {"allow": True, "type": "a", "access": "rwm"}')  # fmt: skip
 
 
+@pytest.mark.needs("loop")
 @attack("GHSA-g54h-m393-cpwq", DENY_LIST)
 def test_a_device_that_no_rule_names(arena: Arena) -> str:
     return reads_a_disk(arena)
 
 
+@pytest.mark.needs("loop")
 @attack("GHSA-g54h-m393-cpwq", DENY_LIST)
 def test_a_device_that_no_rule_names_where_all_is_cgroup2(arena: Arena) -> str:
     only_cgroup2(arena)

@@ -35,6 +35,7 @@ NAMESPACES = {
 # What few ask for: its operations are planned by a module that is imported then.
 _RARE = frozenset(("scheduler", "ioPriority", "execCPUAffinity", "apparmorProfile", "selinuxLabel"))
 _CAP_SYS_ADMIN = 1 << 21
+OOM_SCORE = "/proc/self/oom_score_adj"
 _PERSONALITIES = {"LINUX": 0, "LINUX32": 8}
 
 
@@ -170,7 +171,7 @@ def plan(
         else:
             p.ops.extend(("netlink", text, request) for text, request in lease.netlink)
     sysctls = _sysctls(linux, new, p)
-    if sysctls or _needs_procfs(process):
+    if sysctls or _needs_procfs(process, _user_namespace(p, new)):
         p.ops.append(("procfs",))
     _names(p, spec, new)
     _filesystem(p, spec, host, rootfs, bundle, new, cgroup)
@@ -178,7 +179,7 @@ def plan(
         from pycontain.runtime.plan.process import label_mounts
 
         label_mounts(p.ops, linux["mountLabel"], host)
-    _oom_score(p, process)
+    _oom_score(p, process, _user_namespace(p, new))
     p.ops.extend(sysctls)
     _enter_root(p, spec, new, no_pivot)
     if listen and runs and not p.hooks.get("startContainer"):  # such a hook may make the program
@@ -200,18 +201,23 @@ def plan(
     return p
 
 
-def _needs_procfs(process: dict[str, Any]) -> bool:
-    return process.get("oomScoreAdj") is not None or bool(
-        process.get("apparmorProfile") or process.get("selinuxLabel")
+def _needs_procfs(process: dict[str, Any], user_namespace: bool) -> bool:
+    return bool(process.get("apparmorProfile") or process.get("selinuxLabel")) or (
+        process.get("oomScoreAdj") is not None and not user_namespace
     )
 
 
-def _oom_score(p: Plan, process: dict[str, Any]) -> None:
+def _oom_score(p: Plan, process: dict[str, Any], user_namespace: bool) -> None:
     score = process.get("oomScoreAdj")
     if score is not None:
         if not -1000 <= score <= 1000:  # proc_pid_oom_score_adj(5)
             raise SpecError("$.process.oomScoreAdj", f"found {score}, wanted -1000 to 1000")
-        p.ops.append(("oom_score", str(score)))
+        if user_namespace:
+            # By stage 0, whose children inherit it: our file in /proc is not for the root of a user namespace, and no
+            # procfs is to be had there where the one in sight is partly covered.
+            p.ops.insert(0, ("write", OOM_SCORE, str(score)))
+        else:
+            p.ops.append(("oom_score", str(score)))
 
 
 def _refuse_unbuilt(spec: Spec) -> None:
@@ -520,9 +526,9 @@ def exec_plan(
         p.ops.append(("userns_root",))
     p.ops += [("sync",), *after, ("session",)]
     p.ops.append(("enter_root",) if root is None else ("chroot_to", p.file(root)))
-    if _needs_procfs(process):
+    if _needs_procfs(process, user):
         p.ops.append(("procfs",))
-    _oom_score(p, process)
+    _oom_score(p, process, user)
     if p.console:
         p.ops.append(_terminal(p, process, bind=False))
     process_ops(p, process, linux, host, user_namespace=user)

@@ -12,7 +12,7 @@ from __future__ import annotations
 from pycontain.runtime.errors import SpecError, Unsupported
 from pycontain.runtime.plan.mounts import PROPAGATION
 from pycontain.runtime.plan.ops import NO_FD
-from pycontain.runtime.plan.plan import NAMESPACES
+from pycontain.runtime.plan.plan import NAMESPACES, OOM_SCORE
 from pycontain.runtime.plan.special_mounts import COPY_LINK, TREES_MAX
 
 TYPE_CHECKING = False
@@ -87,8 +87,10 @@ def adapt(p: Plan, facts: dict[str, Any]) -> None:
     clone = next(i for i, op in enumerate(p.ops) if op[0] == "clone")
     sync = next(i for i, op in enumerate(p.ops) if op[0] == "sync")
     stage0, mapped = p.ops[:clone], []
-    # Children inherit the OOM score. Later there is no procfs to write it to where the one in sight is partly covered.
-    first: list[Op] = [("write", "/proc/self/oom_score_adj", op[1]) for op in p.ops if op[0] == "oom_score"]
+    # Fake root's is no private procfs either: the OOM score is for stage 0 to write.
+    first: list[Op] = [("write", OOM_SCORE, op[1]) for op in p.ops if op[0] == "oom_score"]
+    first += [op for op in stage0 if op[:2] == ("write", OOM_SCORE)]
+    stage0 = [op for op in stage0 if op not in first]
     # Our files in /proc are nobody's but root's while we are not dumpable, which we are never beside a container.
     if facts["new_user"] and facts["uid"]:
         first.insert(0, ("dumpable", 1))

@@ -777,3 +777,24 @@ def test_the_agent_gets_the_filters_listener(user: User) -> None:
     assert json.loads(data)["state"]["id"] == "rl-notify"
     assert os.readlink(f"/proc/self/fd/{fds[0]}") == "anon_inode:seccomp notify"
     os.close(fds[0])
+
+
+def test_a_score_in_a_user_namespace_of_roots(user: User) -> None:
+    def change(config: dict[str, Any]) -> None:
+        for key in ("uidMappings", "gidMappings"):
+            config["linux"][key] = [{"containerID": 0, "hostID": FIRST, "size": COUNT}]
+        config["process"]["oomScoreAdj"] = 123
+
+    name = f"rl-roots-{os.getpid()}"
+    process = user.home / "process.json"
+    process.write_text(json.dumps({"args": ["cat", "/proc/self/oom_score_adj"], "cwd": "/", "oomScoreAdj": 124}))
+    runtime = [*COMMAND, "--root", user.home / "roots"]
+    user.bundle("sleep", "600", change=change)
+    start = [*runtime, "run", "--detach", "-b", user.home / "bundle", name]
+    assert user.users.root(*script('exec "$@" >/dev/null 2>&1'), "sh", *start).returncode == 0
+    try:
+        pid = json.loads(user.users.root(*runtime, "state", name).stdout)["pid"]
+        assert Path(f"/proc/{pid}/oom_score_adj").read_text() == "123\n"
+        assert user.users.root(*runtime, "exec", "--process", process, name).stdout == "124\n"
+    finally:
+        user.users.root(*runtime, "delete", "--force", name)

@@ -29,6 +29,7 @@ CGROUPS = "pycontain-attacks"  # not the product's own place, which is swept by 
 _TREE = ("pycontain", "runtime", "images", "network")
 _FAST = "CFLAGS=-O0 -std=gnu11 -w"
 ATTACKS: dict[str, list[str]] = {}  # row: the tests that perform it
+WEAKENINGS: set[Patch] = set()
 
 
 class Patch(NamedTuple):
@@ -39,11 +40,12 @@ class Patch(NamedTuple):
     new: str
 
 
-def apply(tree: Path, patch: Patch) -> None:
+def place(tree: Path, patch: Patch) -> Path:
+    """The file that ``patch`` belongs in."""
     files = [path for path in (tree / patch.room).iterdir() if path.suffix in (".py", ".c", ".h")]
     found = [path for path in files for _ in range(path.read_text().count(patch.old))]
     assert len(found) == 1, f"{patch.room} has this {len(found)} times, wanted once: update the weakening\n{patch.old}"
-    found[0].write_text(found[0].read_text().replace(patch.old, patch.new))
+    return found[0]
 
 
 class Build:
@@ -62,7 +64,8 @@ class Build:
         for cache in (home / "runtime/__pycache__").glob("start.*"):
             cache.unlink()  # it is of the modules that were copied
         for patch in patches:
-            apply(home, patch)
+            path = place(home, patch)
+            path.write_text(path.read_text().replace(patch.old, patch.new))
         self.program = home / "runtime/init/pycontain-init"
         if any(patch.room == "runtime/init" for patch in patches):
             self.program.unlink()
@@ -228,6 +231,7 @@ def attack(row: str, *patches: Patch) -> Callable[[Callable[[Arena], str]], Call
     ("" for nothing); changes of the host are found without its help.
     """
     assert patches
+    WEAKENINGS.update(patches)
 
     def decorate(function: Callable[[Arena], str]) -> Callable[..., None]:
         @pytest.mark.parametrize("weakened", [False, True], ids=[f"{row}-held", f"{row}-weakened"])

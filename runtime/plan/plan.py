@@ -279,9 +279,9 @@ def _sysctls(linux: dict[str, Any], new: int, p: Plan) -> list[Op]:
         path = f"$.linux.sysctl[{key!r}]"
         name = key.replace(".", "/") if "/" not in key else key
         parts = name.split("/")
-        if not all(parts) or ".." in parts or any(c in key for c in " \n=") or "\n" in value:
+        if len(parts) < 2 or not all(parts) or ".." in parts or any(c in key for c in " \n=") or "\n" in value:
             raise SpecError(path, "found a malformed name or value, wanted one key and one value")
-        kind = "network" if parts[0] == "net" else ""
+        kind = {"net": "network", "user": "user"}.get(parts[0], "")
         if name.startswith("fs/mqueue/") or parts[0] == "kernel" and (parts[1][:3] in ("msg", "sem", "shm")):
             kind = "ipc"
         elif name in ("kernel/hostname", "kernel/domainname"):

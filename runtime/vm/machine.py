@@ -135,6 +135,12 @@ class Machine:
         options = mount.get("options") or []
         if mount.get("type") not in ("bind", "none") and not {"bind", "rbind"} & set(options):
             return mount
+        if "remount" in options:
+            return mount  # of what is mounted there by then
+        for k, option in enumerate(options):
+            if option.startswith(("copy-symlink", "src-nofollow")):
+                at = f"$.mounts[{i}].options[{k}]"
+                raise Unsupported(f"{at}: {option!r}: a link of this host leads nowhere in a guest")
         source = mount.get("source") or ""
         source = source if source.startswith("/") else f"{self._bundle}/{source}"
         self._sources[source] = f"$.mounts[{i}].source"

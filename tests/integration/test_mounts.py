@@ -579,3 +579,39 @@ def test_cgroups_in_the_container(box: Box, namespaced: bool) -> None:
     assert (paths == {"/"}) == namespaced
     counted = [line for line in out.splitlines() if "cgroup.procs:" in line]
     assert counted and all(int(line.rpartition(":")[2]) < 6 for line in counted)  # the container's own, not the host's
+
+
+def test_sysctls_of_every_namespace(box: Box) -> None:
+    wanted = {
+        "net.ipv4.ip_forward": "1", "kernel.shm_rmid_forced": "1", "fs.mqueue.msg_max": "12", "kernel.sem": "32\t64\t8\t16",
+        "user.max_user_namespaces": "0", "net/ipv6/conf/lo/disable_ipv6": "1",
+    }  # fmt: skip
+    files = [f"/proc/sys/{key.replace('.', '/')}" for key in wanted]
+    before = [Path(file).read_text() for file in files]
+
+    def change(config: dict[str, Any]) -> None:
+        userns(config)
+        config["linux"]["sysctl"] = wanted
+
+    assert box(f"cat {' '.join(files)}", change=change).stdout.splitlines() == list(wanted.values())
+    assert [Path(file).read_text() for file in files] == before
+
+
+def test_data_of_file_systems_and_their_flags(box: Box) -> None:
+    mounts = [
+        tmpfs("/t", "sync", "lazytime", "nr_inodes=77", "mode=711", "uid=5", "noatime", "silent", "defaults"),
+        {"destination": "/proc2", "type": "proc", "source": "proc", "options": ["hidepid=invisible", "nosuid"]},
+        {"destination": "/mq", "type": "mqueue", "source": "mqueue", "options": ["noexec"]},
+        {"destination": "/pts2", "type": "devpts", "source": "devpts", "options": ["newinstance", "ptmxmode=0622", "gid=7"]},
+        {"destination": "/sys2", "type": "sysfs", "source": "sysfs", "options": ["ro", "rnodev", "private", "rslave"]},
+    ]
+    script = "grep -E ' /(t|proc2|mq|pts2|sys2) ' /proc/self/mountinfo; stat -c '%a %u' /t; stat -c %a /pts2/ptmx"
+    lines = box(script, *mounts).stdout.splitlines()
+    rows = {line.split()[4]: line.split(" - ") for line in lines if " - " in line}
+    assert {"sync", "lazytime", "nr_inodes=77", "mode=711", "uid=5"} <= set(rows["/t"][1].split()[2].split(","))
+    assert "noatime" in rows["/t"][0]
+    assert "hidepid=invisible" in rows["/proc2"][1] and "nosuid" in rows["/proc2"][0]
+    assert rows["/mq"][1].startswith("mqueue") and "noexec" in rows["/mq"][0]
+    assert "gid=7" in rows["/pts2"][1]
+    assert {"ro", "nodev"} <= set(rows["/sys2"][0].split()[5].split(","))
+    assert lines[-2:] == ["711 5", "622"]

@@ -277,6 +277,16 @@ def update(path: str, value: Any) -> Any:
         ),
         (
             "linux.sysctl",
+            {"kernel": "1"},
+            "$.linux.sysctl['kernel']: found a malformed name or value, wanted one key and one value",
+        ),
+        (
+            "linux.sysctl",
+            {"user.max_user_namespaces": "1"},
+            "$.linux.sysctl['user.max_user_namespaces']: it belongs to the user namespace, and the container has none",
+        ),
+        (
+            "linux.sysctl",
             {"net/../kernel/core_pattern": "1"},
             "$.linux.sysctl['net/../kernel/core_pattern']: found a malformed name or value, wanted one key and one value",
         ),

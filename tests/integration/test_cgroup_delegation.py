@@ -76,7 +76,7 @@ def test_a_container_shares_out_what_is_its_own(runtime: Runtime, rootfs: Path, 
     assert runtime("exec", ID, "cat", "/proc/self/cgroup", check=True).stdout == "0::/inner\n"
 
 
-def test_read_only_cgroups_are_not_its_own(runtime: Runtime, rootfs: Path, tmp_path: Path) -> None:
+def test_read_only_cgroups_stay_roots(runtime: Runtime, rootfs: Path, tmp_path: Path) -> None:
     def change(config: dict[str, Any]) -> None:
         own(config)
         config["mounts"][-2]["options"] = ["ro", "nosuid"]

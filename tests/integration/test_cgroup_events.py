@@ -145,7 +145,7 @@ def test_an_interrupt_ends_it(started: Runtime) -> None:
     assert (process.returncode, errors) == (-signal.SIGINT, "")
 
 
-def test_its_own_death_of_a_lack_of_memory_is_told(runtime: Runtime, rootfs: Path, tmp_path: Path) -> None:
+def test_the_death_of_the_first_process_is_told(runtime: Runtime, rootfs: Path, tmp_path: Path) -> None:
     def change(config: dict[str, Any]) -> None:
         config["linux"]["resources"].update(LIMITS)
         config["linux"]["cgroupsPath"] = f"/pycontain/{ID}"

@@ -202,7 +202,7 @@ def test_block_io_as_cat_reads_it(group: CgroupV2) -> None:
     ("kind", "mode"), [("throttleWriteBpsDevice", "O_WRONLY"), ("throttleReadBpsDevice", "O_RDONLY")]
 )
 def test_the_disk_is_held_back(group: CgroupV2, kind: str, mode: str) -> None:
-    """Two megabytes at one a second: past all caches, and at least a second whatever else goes on."""
+    """Five quarters of a megabyte at one a second: past all caches, and not at once whatever else goes on."""
     path = f"{os.environ.get('TMPDIR', '/var/tmp')}/pycontain-io-max"
     with open(path, "wb") as file:
         file.write(b"x" * (2 << 20))
@@ -213,12 +213,12 @@ def test_the_disk_is_held_back(group: CgroupV2, kind: str, mode: str) -> None:
         f"fd = os.open({path!r}, os.{mode} | os.O_DIRECT)\n"
         "page = mmap.mmap(-1, 1 << 18)\n"
         "start = time.monotonic()\n"
-        f"for _ in range(8): {'os.write(fd, page)' if mode == 'O_WRONLY' else 'os.readv(fd, [page])'}\n"
+        f"for _ in range(5): {'os.write(fd, page)' if mode == 'O_WRONLY' else 'os.readv(fd, [page])'}\n"
         "print(time.monotonic() - start)\n"
     )
     try:
         status, output = run(group, code)
-        assert (status, float(output) > 0.9) == (0, True), output
+        assert (status, float(output) > 0.7) == (0, True), output
     finally:
         os.unlink(path)
 

@@ -14,10 +14,10 @@ from tests.vm import machine
 
 ROOT = Path(__file__).parents[2]
 
-pytestmark = [pytest.mark.needs("root", "qemu", "vm"), pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.needs("root", "qemu", "vm"), pytest.mark.timeout(600)]
 
 
-def in_machine(*command: str, timeout: float = 300.0, systemd: bool = False, parameters: str = "") -> tuple[int, str]:
+def in_machine(*command: str, timeout: float = 500.0, systemd: bool = False, parameters: str = "") -> tuple[int, str]:
     output = io.BytesIO()
     # What the machine compiles is gone with it, and costs it time.
     environment = {"PYTHONDONTWRITEBYTECODE": "1"}
@@ -61,13 +61,12 @@ def test_containers_on_v2() -> None:
     pytest_in_machine(*(f"tests/integration/{name}" for name in names), attack, "-k", chosen)
 
 
-def test_checkpoint_and_restore() -> None:
-    """criu does not know every kernel; it knows that one."""
-    pytest_in_machine("tests/integration/test_checkpoint.py", "-k", "goes_on or left_running or fails_says")
-
-
-def test_containers_of_systemd() -> None:
-    pytest_in_machine("tests/integration/test_systemd.py", systemd=True)
+def test_containers_of_systemd_and_checkpoints() -> None:
+    """criu does not know every kernel; it knows that one. In one boot with the tests below systemd."""
+    pytest_in_machine(
+        "tests/integration/test_systemd.py", "tests/integration/test_checkpoint.py",
+        "-k", "test_systemd or goes_on or left_running or fails_says", systemd=True,
+    )  # fmt: skip
 
 
 def test_selinux(tmp_path: Path) -> None:

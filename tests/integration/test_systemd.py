@@ -137,16 +137,13 @@ def test_device_rules_hold(runtime: Runtime, make: Make) -> None:
     assert units() == []
 
 
-def test_the_default_place_and_the_exit_status(runtime: Runtime, make: Make) -> None:
-    bundle = make("", "sh", "-c", "exit 7")
-    assert runtime("run", "--keep", "-b", bundle, "t-default").returncode == 7
-    # The kernel and systemd have removed what is empty; the container is still on record.
-    assert runtime.state("t-default")["status"] == "stopped"
-    runtime("delete", "t-default", check=True)
+def test_the_default_place_and_an_end_by_itself(runtime: Runtime, make: Make) -> None:
     bundle = make("", "sleep", "600")
     runtime("run", "-d", "-b", bundle, "t-default", check=True)
     assert show("pycontain-t-default.scope")["ControlGroup"] == "/system.slice/pycontain-t-default.scope"
-    runtime("delete", "--force", "t-default", check=True)
+    runtime("kill", "t-default", "KILL", check=True)
+    # The kernel and systemd remove what is empty; the container is on record until it is deleted.
+    runtime("delete", "t-default", check=True)
     assert show("pycontain-t-default.scope")["ActiveState"] == "inactive"
 
 
@@ -170,22 +167,19 @@ def test_a_unit_that_has_failed_gives_its_name_back(runtime: Runtime, make: Make
 def test_what_fails_leaves_no_scope(runtime: Runtime, make: Make) -> None:
     for path, resources, asked, text in (
         ("system.slice:t:no", {"pids": {"limit": 5}}, {}, "cannot execute 'no-such'"),
-        ("/t/no", {}, {}, "$.linux.cgroupsPath: found '/t/no', wanted slice:prefix:name"),
-        ("t--a.slice:t:no", {}, {}, "$.linux.cgroupsPath: found 't--a.slice', which is not the name of a slice"),
         ("system.slice:t:no", {"unified": {"cpu.weight": "100000"}}, {}, "systemd refused to set"),
         ("system.slice:t:no", {}, {"org.systemd.property.NoSuchThing": "true"}, "cannot start t-no.scope: systemd refused it"),
     ):  # fmt: skip
         done = runtime("run", "-b", make(path, "no-such", annotations=asked, **resources), "no")
         assert done.returncode != 0
         assert text in done.stderr
+        assert not (runtime.root / "no").exists()
         assert units() == []
-        assert runtime("state", "no").returncode == 1
 
 
 def test_pids_limit_counts_the_container_alone(runtime: Runtime, make: Make) -> None:
     done = runtime("run", "-b", make("system.slice:t:one", "sh", "-c", "true & wait", pids={"limit": 1}), "one")
     assert "can't fork" in done.stderr
-    assert runtime("run", "-b", make("system.slice:t:one", "true", pids={"limit": 1}), "one").returncode == 0
 
 
 def test_no_bus(runtime: Runtime, make: Make) -> None:

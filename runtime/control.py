@@ -130,7 +130,10 @@ def kill(id: str, signal: int, *, root: str, all: bool = False) -> None:
         elif signal == 9 and "machine" in container.fields and container.status == "running":
             _kill_guest(container)
         else:
+            paused = container.status == "paused"
             _signal(container.pid, signal)
+            if paused and signal == 9:  # a frozen process of cgroup v1 dies when it is thawed, and not before
+                cgroup_of(container).freeze(False)
 
 
 def _kill_guest(container: Container) -> None:

@@ -238,6 +238,20 @@ def test_what_is_refused_has_no_effect(runtime: Runtime, bundle: Bundle) -> None
     assert "does not exist" in runtime("delete", "conf-state").stderr
 
 
+def test_a_paused_container_can_be_killed(runtime: Runtime, bundle: Bundle) -> None:
+    """runtime.md, "Kill": engines wait for its end, which in a frozen cgroup of v1 would not come. Other signals wait."""
+    script = "trap 'exit 3' TERM; while true; do sleep 0.05; done"
+    for number, after in (("TERM", "paused"), ("KILL", "stopped")):
+        runtime("create", "-b", bundle("sh", "-c", script), "conf-paused", check=True)
+        runtime("start", "conf-paused", check=True)
+        runtime("pause", "conf-paused", check=True)
+        runtime("kill", "conf-paused", number, check=True)
+        if after == "stopped":
+            ended(runtime, "conf-paused")
+        assert runtime.state("conf-paused")["status"] == after
+        runtime("delete", "--force", "conf-paused", check=True)
+
+
 def test_only_its_own_resources_are_deleted(runtime: Runtime, bundle: Bundle) -> None:
     """runtime.md, "Delete": what was not made by the container is not taken away with it: a sibling's cgroup is there still."""
     change = lambda config: config["linux"].update(cgroupsPath="/pycontain/conf-parent/child")  # noqa: E731

@@ -94,6 +94,7 @@ def test_signals_logs_and_a_second_start(engine: Engine) -> None:
         late = engine("kill", "two")
         assert late.returncode != 0 and re.search("not running|container state improper", late.stderr), late.stderr
         engine("start", "two", check=True)
+        engine("pause", "two", check=True)
         engine("kill", "two", check=True)
         assert engine.out("wait", "two") == "137"
     finally:

@@ -196,6 +196,10 @@ def plan(
         program = p.ops.pop()
         _hooks(p, "startContainer", "")
         p.ops.append(program)
+    if new & NAMESPACES["user"]:
+        from pycontain.runtime.plan.special_mounts import take_sources
+
+        take_sources(p)
     if p.early:
         p.ops[:0] = p.early
     return p

@@ -10,10 +10,7 @@ joined; ``cgroup``: whether the container has a cgroup; ``kernel``: ``[major, mi
 from __future__ import annotations
 
 from pycontain.runtime.errors import SpecError, Unsupported
-from pycontain.runtime.plan.mounts import PROPAGATION
-from pycontain.runtime.plan.ops import NO_FD
 from pycontain.runtime.plan.plan import NAMESPACES, OOM_SCORE
-from pycontain.runtime.plan.special_mounts import COPY_LINK, TREES_MAX
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -104,14 +101,11 @@ def adapt(p: Plan, facts: dict[str, Any]) -> None:
         time = [op for op in stage0 if op == ("unshare", NAMESPACES["time"]) or op[1] == "/proc/self/timens_offsets"]
         stage0 = [op for op in stage0 if op not in time]
         mapped = [*time, *mapped]
-    trees, made = _taken(p, p.ops[sync + 1 :]) if facts["new_user"] else ([], p.ops[sync + 1 :])
+    made = p.ops[sync + 1 :]
     if facts["uid"]:
-        # Not stage 0's to take either. But until the child becomes root of its namespace it is who we are.
-        trees = [op for op in stage0 if op[0] == "tree"] + trees
+        # Sources are not stage 0's to take either. But until the child becomes root of its namespace it is who we are.
+        mapped += [op for op in stage0 if op[0] == "tree"]
         stage0 = [op for op in stage0 if op[0] != "tree"]
-        mapped += trees
-    else:
-        stage0 = [*trees, *stage0]
     if ("mounted",) in made and facts["uid"]:
         # The runtime's hooks are the user's, and come to the container by its files in /proc.
         at = made.index(("mounted",))
@@ -141,20 +135,6 @@ def adapt(p: Plan, facts: dict[str, Any]) -> None:
             # The kernel mounts nothing on itself (EBUSY), and a recursive bind of /sys may have brought it along.
             p.ops.insert(i, ("mount", "tmpfs", op[2], "tmpfs", op[4], "size=0k,nr_inodes=1", 1))
             break
-
-
-def _taken(p: Plan, ops: list[Op]) -> tuple[list[Op], list[Op]]:
-    """``ops`` with sources of bind mounts that are taken before: where the container's root may not go, we may."""
-    taken: list[Op] = []
-    rest: list[Op] = []
-    spread = PROPAGATION["private" if p.private else "slave"]
-    for op in ops:
-        slot = len(p.early) + len(taken)
-        if op[0] == "bind" and not op[3] & COPY_LINK and slot < TREES_MAX:
-            taken.append(("tree", slot, op[1], op[3], spread, 0, NO_FD, "", ""))
-            op = ("attach", slot, op[2])
-        rest.append(op)
-    return taken, rest
 
 
 def _node(op: Op) -> Op:

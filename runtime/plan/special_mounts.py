@@ -56,6 +56,16 @@ def bind(mount: dict[str, Any], path: str, options: Options, source: str, target
     return [("attach", slot, target), *options.attributes(target)]
 
 
+def take_sources(p: Plan) -> None:
+    """Let stage 0 take the sources of bind mounts: we may go where the root of a new user namespace may not."""
+    spread = PROPAGATION["private" if p.private else "slave"]
+    for i, op in enumerate(p.ops):
+        slot = len(p.early)
+        if op[0] == "bind" and not op[3] & COPY_LINK and slot < TREES_MAX:
+            p.early.append(("tree", slot, op[1], op[3], spread, 0, NO_FD, "", ""))
+            p.ops[i] = ("attach", slot, op[2])
+
+
 def _maps(mount: dict[str, Any], path: str, where: str, written: str, p: Plan) -> tuple[str, str, int]:
     """``(uid_map, gid_map, descriptor of a user namespace instead)`` of an id-mapped mount."""
     if written:

@@ -798,3 +798,19 @@ def test_a_score_in_a_user_namespace_of_roots(user: User) -> None:
         assert user.users.root(*runtime, "exec", "--process", process, name).stdout == "124\n"
     finally:
         user.users.root(*runtime, "delete", "--force", name)
+
+
+def test_sources_that_only_root_may_reach(user: User) -> None:
+    folder = user.home / "roots-own"
+    (folder / "shared").mkdir(parents=True, exist_ok=True)
+    (folder / "shared/file").write_text("of root")
+    folder.chmod(0o700)
+
+    def change(config: dict[str, Any]) -> None:
+        for key in ("uidMappings", "gidMappings"):
+            config["linux"][key] = [{"containerID": 0, "hostID": FIRST, "size": COUNT}]
+        config["mounts"].append({"destination": "/mnt", "source": str(folder / "shared"), "options": ["rbind", "ro"]})
+
+    path = user.bundle("cat", "/mnt/file", change=change)
+    done = user.users.root(*COMMAND, "--root", user.home / "roots", "run", "-b", path, f"rl-source-{os.getpid()}")
+    assert (done.stdout, done.stderr) == ("of root", "")

@@ -39,9 +39,10 @@ def arena(image: Path, build: Callable[[tuple[Patch, ...]], Build]) -> Iterator[
     arenas: list[Arena] = []
 
     def make(patches: tuple[Patch, ...]) -> Arena:
+        made = build(patches)
         path = Path(tempfile.mkdtemp(prefix="pycontain-attack-"))
         path.chmod(0o755)
-        arenas.append(Arena(path, image, build(patches)))
+        arenas.append(Arena(path, image, made))
         return arenas[0]
 
     yield make

@@ -219,8 +219,16 @@ class SystemdCgroup(CgroupV2):
                 f"cannot use the systemd cgroup driver: it wants cgroup v2 alone, and this host is {mode_of(found)}",
                 hint=_HINT,
             )
+        above = bus.property("ControlGroup").rstrip("/")
+        own = read("/proc/self/cgroup").rpartition("0::")[2].strip()
+        if bus.user and not own.startswith(f"{above}/"):
+            # cgroup-v2, "Delegation containment": who moves a process writes to what both places have in common.
+            raise Unsupported(
+                f"cannot use the user's systemd: this process is in cgroup {own}, which is not below {above}",
+                hint="systemd-run --user --scope pycontain-runtime ...",
+            )
         slice_, unit = scope_of((config.get("linux") or {}).get("cgroupsPath") or "", id, bus.user)
-        made = cls(f"{bus.property('ControlGroup').rstrip('/')}{slice_path(slice_)}/{unit}", found)
+        made = cls(f"{above}{slice_path(slice_)}/{unit}", found)
         made._bus = bus
         made._slice = slice_
         made._properties = annotated(config.get("annotations") or {})

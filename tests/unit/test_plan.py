@@ -15,7 +15,7 @@ from pycontain.runtime.example import EXAMPLE
 from pycontain.runtime.kernel.host import Host
 from pycontain.runtime.plan.describe import describe
 from pycontain.runtime.plan.identity import ALL_CAPS
-from pycontain.runtime.plan.mounts import CLEARS, FLAGS, PROPAGATION, Options
+from pycontain.runtime.plan.mounts import CLEARS, FLAGS, PROPAGATION, SPECIAL, Options
 from pycontain.runtime.plan.ops import NO_FD, REAP, encode
 from pycontain.runtime.plan.plan import Plan, exec_plan, plan, read_plan
 
@@ -521,6 +521,52 @@ def test_any_configuration_is_planned_or_refused(linux: dict[str, Any], terminal
         assert error.message
     else:
         assert encode(ops)
+
+
+OPTIONS = st.sampled_from(
+    ["bind", "rbind", "remount", "defaults", "size=1m", "idmap=uids=0-1-1;gids=0-1-1", "idmap=@", "\u0100=\ud800", ""]
+    + [f"{r}{name}" for name in (*FLAGS, *CLEARS, *PROPAGATION) for r in ("", "r")]
+    + list(SPECIAL)
+)
+IDS = st.lists(
+    st.fixed_dictionaries({key: st.integers(0, 1 << 33) for key in ("containerID", "hostID", "size")}), max_size=2
+)
+MOUNTS = st.lists(
+    st.fixed_dictionaries(
+        {"destination": st.sampled_from(["/x", "/dev", "/", "rel", "", "/a/../..", "/sys/fs/cgroup"])},
+        optional={
+            "type": st.sampled_from(["", "bind", "none", "tmpfs", "proc", "sysfs", "cgroup", "x" * 99]),
+            "source": st.sampled_from(["", "/y", "y", "."]),
+            "options": st.lists(OPTIONS, max_size=5),
+            "uidMappings": IDS,
+            "gidMappings": IDS,
+        },
+    ),
+    max_size=4,
+)
+
+
+@given(MOUNTS, st.sampled_from(["", "shared", "rslave", "unbindable"]), st.sampled_from(["mount", "user", "none", "path"]))
+def test_any_mounts_are_planned_or_refused_with_their_path(mounts: list[Any], spread: str, spaces: str) -> None:
+    config: dict[str, Any] = copy.deepcopy(EXAMPLE)
+    config["process"]["terminal"] = False
+    config["mounts"] = mounts
+    config["linux"]["rootfsPropagation"] = spread
+    found = [{"type": kind} for kind in ("pid", "uts") + (("mount",) if spaces != "none" else ())]
+    if spaces == "user":
+        found.append({"type": "user"})
+        config["linux"].update(uidMappings=ONE_ID, gidMappings=ONE_ID)
+    elif spaces == "path":
+        found[-1]["path"] = "/proc/9/ns/mnt"
+        found.append({"type": "user", "path": "/proc/9/ns/user"})
+    config["linux"]["namespaces"] = found
+    try:
+        ops = plan(spec_module.check(config), HYBRID, ROOTFS, bundle="/bundle", joins=3).ops
+    except PycontainError as error:
+        assert error.message.startswith("$."), error.message
+    else:
+        assert encode(ops)
+        assert all(describe(op) for op in ops)
 
 
 @pytest.mark.parametrize(

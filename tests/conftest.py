@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+
 import hypothesis
 import pytest
 
@@ -23,6 +25,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # A shell's background job has it ignored, and so would everything that a test starts and interrupts.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     for name in _must_have(config):
         if name not in needs.names():
             raise pytest.UsageError(f"--must-have {name}: no such need; known: {', '.join(needs.names())}")

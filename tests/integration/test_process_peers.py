@@ -98,7 +98,10 @@ def test_the_kernel_says_the_same_of_both(runtime: Runtime, rootfs: Path, tmp_pa
     command = ["runc", "--root", str(tmp_path / "runc"), "run", "-b", str(bundle), "pp-theirs"]
     theirs = subprocess.run(command, capture_output=True, text=True, timeout=30, stdin=subprocess.DEVNULL)
     assert theirs.returncode == 0, theirs.stderr
-    assert facts(ours) == facts(theirs.stdout)
+    witness = facts(theirs.stdout)
+    # runc leaves signals 32 and 33, which are the C library's own, ignored where its caller has them so.
+    witness["SigIgn"] = f"{int(witness['SigIgn'], 16) & ~(3 << 31):016x}"
+    assert facts(ours) == witness
     assert len(facts(ours)) > 15
     # The score is the last line.
     assert ours.splitlines()[-1] == theirs.stdout.splitlines()[-1]

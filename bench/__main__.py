@@ -63,6 +63,8 @@ def start(suite: str, rounds: int, folder: str) -> dict[str, Any]:
     inner = [sys.executable, "-m", "bench", "--suite", suite, "--rounds", str(rounds), "--bin", folder]
     own = suite in ("engines", "machines")
     view = ("v1" if host.cgroups() == "hybrid" else "host") if own else suite
+    if suite == "machines":
+        machines.prepare()
     if own:
         inner = ["unshare", "--net", "sh", "-c", PRIVATE, "sh", *inner]
     done = subprocess.run(host.in_view(view, inner), stdout=subprocess.PIPE, text=True, check=True)

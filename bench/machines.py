@@ -92,6 +92,13 @@ def cache() -> str:
     return os.environ.get("PYCONTAIN_BENCH_CACHE") or os.path.expanduser("~/.cache/pycontain-bench")
 
 
+def prepare() -> None:
+    """Fetch the distribution's kernel while the package tool's lists are there: the bench's own view hides them."""
+    from pycontain.runtime.vm import guest
+
+    guest.distribution(os.path.join(cache(), "kernel"))
+
+
 @contextmanager
 def idle_clone(config: str, folder: str) -> Iterator[tuple[float, int]]:
     """(milliseconds from the start of init to the agent's answer, QEMU's pid) of a clone without a container."""

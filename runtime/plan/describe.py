@@ -114,8 +114,8 @@ def advice(op: Op, number: int) -> str | None:
     """A hint for what the kernel refused with errno ``number``, where there is one."""
     if op[0] == "scheduler" and number == EPERM and op[1] in (POLICIES["SCHED_FIFO"], POLICIES["SCHED_RR"]):
         return "on cgroup v1 it wants $.linux.resources.cpu.realtimeRuntime, and the same of every cgroup above"
-    if op[0] == "bind" and number == EACCES and op[2] == "/run/notify":
-        return "unset NOTIFY_SOCKET: the root of a user namespace cannot reach the socket for it"
+    if op[0] == "attach" and number == EACCES and op[2] == "/run/notify":
+        return "unset NOTIFY_SOCKET, or mount a /run that the root of the user namespace may write to"
     if op[0] == "clone" and number == EBUSY and op[2] != NO_FD:
         return "its cgroup gives controllers to those below it, and can hold no process itself (man 7 cgroups)"
     return None

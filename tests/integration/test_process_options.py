@@ -332,7 +332,7 @@ def test_readiness_is_passed_on(maker: Maker, way: str) -> None:
 
 
 def test_readiness_of_a_user_namespace(maker: Maker) -> None:
-    """Its root is nobody to the state directory; the root file system it must be able to reach anyway."""
+    """Its root is nobody to the root file system here, and cannot make the directory that the socket is found in."""
     maps = [{"containerID": 0, "hostID": 100000, "size": 65536}]
     with tempfile.TemporaryDirectory(dir="/var/tmp") as public:
         os.chmod(public, 0o755)
@@ -346,8 +346,8 @@ def test_readiness_of_a_user_namespace(maker: Maker) -> None:
         environment = {**os.environ, "NOTIFY_SOCKET": "/run/manager.sock"}
         done = maker.runtime("run", "-b", maker.bundle("true", change=change), "po-user", env=environment)
         assert stderr(done) == (
-            f"cannot bind {maker.runtime.root}/po-user/notify on /run/notify: EACCES (permission denied)\n\n"
-            "hint: unset NOTIFY_SOCKET: the root of a user namespace cannot reach the socket for it"
+            "cannot attach mount 0 on /run/notify: mount_point: EACCES (permission denied)\n\n"
+            "hint: unset NOTIFY_SOCKET, or mount a /run that the root of the user namespace may write to"
         )
         maker.runtime("run", "-b", maker.path / "bundle", "po-user", check=True)
 

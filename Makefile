@@ -34,6 +34,7 @@ fuzz:
 
 clean:
 	$(MAKE) -C runtime/init clean
+	$(MAKE) -C pycontain/isolation/probes clean
 	rm -rf build dist pycontain.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 .PHONY: run test lint types bench fuzz clean

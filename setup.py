@@ -1,4 +1,5 @@
-"""The parts of the build that are C: three static programs, made by runtime/init/Makefile.
+"""The parts of the build that are C: static programs, made by runtime/init/Makefile and
+pycontain/isolation/probes/Makefile.
 
 init and the supervisor are data of pycontain.runtime (they are started from memory, never by path); the launcher is
 installed as both commands. So the wheel belongs to one kind of machine, but to every Python from 3.11 on.
@@ -41,11 +42,9 @@ def packages() -> list[str]:
     return sorted(found)
 
 
-def make(*arguments: str) -> None:
+def make(*arguments: str, folder: str = "runtime/init") -> None:
     try:
-        subprocess.run(
-            ["make", "-C", os.path.join(ROOT, "runtime", "init"), "--no-print-directory", *arguments], check=True
-        )
+        subprocess.run(["make", "-C", os.path.join(ROOT, folder), "--no-print-directory", *arguments], check=True)
     except FileNotFoundError:
         sys.exit("pycontain's init is written in C: apt-get install make gcc musl-tools")
 
@@ -70,6 +69,7 @@ def embedding() -> list[str]:
 class BuildPackage(build_py):
     def run(self) -> None:
         make()
+        make(folder="pycontain/isolation/probes")
         if not self.editable_mode:
             shutil.rmtree(
                 self.build_lib, ignore_errors=True

@@ -53,17 +53,30 @@ def embedding() -> list[str]:
     """Where the library of this Python is, for runtime/init/Makefile; [] where it is not installed (libpython3-dev)."""
     at = sysconfig.get_config_var
     include, library = sysconfig.get_path("include"), os.path.join(at("LIBPL") or "", at("LIBRARY") or "")
-    if not (os.path.isfile(library) and os.path.exists(os.path.join(include, "Python.h"))):
+    if not (os.path.isfile(library) and os.path.exists(os.path.join(include, "Python.h")) and shutil.which("cc")):
         return []
     strings = {
         "STDLIB": sysconfig.get_path("stdlib"), "EXTENSIONS": at("DESTSHARED"), "SUFFIX": at("EXT_SUFFIX"),
         "PREFIX": sys.base_prefix,
     }  # fmt: skip
-    defines = (f"-D{name}='\"{value}\"'" for name, value in strings.items())
-    libraries = (at(name) or "" for name in ("MODLIBS", "LIBS", "SYSLIBS", "LINKFORSHARED"))
+    defines = [f"-D{name}='\"{value}\"'" for name, value in strings.items()]
+    words = " ".join(at(name) or "" for name in ("MODLIBS", "LIBS", "SYSLIBS", "LINKFORSHARED")).split()
+    # Static, they take the loader no time; their names are for libpython alone.
+    libraries = [_archive(word) or word if word in ("-lz", "-lexpat") else word for word in words]
+    libraries.append("-Wl,--exclude-libs=libz.a:libexpat.a")
+    if sys.version_info[:2] == (3, 11):
+        defines.append("-DLAZY_FROZEN")  # see there
+        libraries.append("-Wl,--wrap=_Py_Deepfreeze_Init")
     return [
         f"EMBED_CFLAGS=-isystem {include} {' '.join(defines)}", f"EMBED_LIBS={library} {' '.join(libraries)}",
     ]  # fmt: skip
+
+
+def _archive(option: str) -> str | None:
+    """The path of the static library that ``-lNAME`` may mean; None where there is none."""
+    asked = subprocess.run(["cc", f"-print-file-name=lib{option[2:]}.a"], stdout=subprocess.PIPE, text=True, check=True)
+    path = asked.stdout.strip()
+    return path if os.path.isabs(path) else None
 
 
 class BuildPackage(build_py):

@@ -11,8 +11,14 @@
  * library, the Makefile makes the launcher without this file, and it does the same more slowly.
  */
 #define PY_SSIZE_T_CLEAN
+#ifdef LAZY_FROZEN
+#define Py_BUILD_CORE
+#endif
 #include <Python.h>
 #include <marshal.h>
+#ifdef LAZY_FROZEN
+#include <internal/pycore_runtime.h>
+#endif
 
 #include <fcntl.h>
 #include <limits.h>
@@ -31,6 +37,23 @@ const int embedded_minor = PY_MINOR_VERSION;
 
 extern int _PySignal_Init(int install_signal_handlers);
 
+/*
+ * Python 3.11 has its standard library's first modules as data, and interns every name in them as it starts. The core
+ * runs one of them, importlib._bootstrap; the others, which are more than half of all data here, are left alone (and not
+ * even read) until the interpreter is completed. setup.py has the linker let us in between (ld(1), --wrap).
+ */
+#ifdef LAZY_FROZEN
+extern PyObject *_Py_get_importlib__bootstrap_toplevel(void), *_Py_get_frozen_only_toplevel(void);
+extern int _PyStaticCode_InternStrings(PyCodeObject *code);
+extern int __real__Py_Deepfreeze_Init(void);
+int __wrap__Py_Deepfreeze_Init(void);
+
+int __wrap__Py_Deepfreeze_Init(void)
+{
+	return _PyStaticCode_InternStrings((PyCodeObject *)_Py_get_importlib__bootstrap_toplevel());
+}
+#endif
+
 static void (*become_ordinary)(void);
 
 static PyObject *ordinary(PyObject *self, PyObject *none)
@@ -42,9 +65,14 @@ static PyObject *ordinary(PyObject *self, PyObject *none)
 
 static PyObject *complete(PyObject *self, PyObject *none)
 {
-	PyStatus status = _Py_InitializeMain();
+	PyStatus status;
 
 	(void)self, (void)none;
+#ifdef LAZY_FROZEN
+	if (__real__Py_Deepfreeze_Init() < 0)
+		return NULL;
+#endif
+	status = _Py_InitializeMain();
 	if (PyStatus_Exception(status))
 		return PyErr_Format(PyExc_SystemError, "cannot complete the interpreter: %s", status.err_msg);
 	Py_RETURN_NONE;
@@ -90,14 +118,31 @@ static void add_path(PyConfig *config, const char *directory)
 	PyMem_RawFree(wide);
 }
 
+static void populate(const char *from, const char *to)
+{
+	uintptr_t first = (uintptr_t)from & -(uintptr_t)4096;
+
+	if ((uintptr_t)to > first)
+		madvise((void *)first, (uintptr_t)to - first, MADV_POPULATE_WRITE);
+}
+
 /* libpython writes to most pages of its data as it starts: in one go, not a fault for each (0.3 ms). Linux 5.14; it is no
- * matter where there is no such call. */
+ * matter where there is no such call. Not what is not written to: frozen modules, and what begins as nothing. */
 static void prefault(void)
 {
-	extern char __data_start[], _end[];
-	uintptr_t from = (uintptr_t)__data_start & -(uintptr_t)4096;
+	extern char __data_start[], _edata[];
+	const char *first = __data_start, *last = __data_start;
 
-	madvise((void *)from, (uintptr_t)_end - from, MADV_POPULATE_WRITE);
+#ifdef LAZY_FROZEN
+	/* They lie one after the other, the first or the last of them first. */
+	first = (const char *)_Py_get_frozen_only_toplevel(), last = (const char *)_Py_get_importlib__bootstrap_toplevel();
+	if (first > last) {
+		const char *other = first;
+		first = last, last = other;
+	}
+#endif
+	populate(__data_start, first);
+	populate(last, _edata);
 }
 
 static int start(int argc, char **argv, const char *home, const char *packages, const char *python)
@@ -107,6 +152,9 @@ static int start(int argc, char **argv, const char *home, const char *packages, 
 	PyStatus status;
 
 	prefault();
+#ifdef LAZY_FROZEN
+	_PyRuntime._main_interpreter.gc.enabled = 0;
+#endif
 	PyPreConfig_InitIsolatedConfig(&before);
 	before.utf8_mode = 1;
 	before.configure_locale = 0;

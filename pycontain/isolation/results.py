@@ -152,13 +152,14 @@ class Results:
 
     def add(self, record: dict[str, Any]) -> str | None:
         """Take in a record that follows the first; what is wrong with it, or None."""
-        problem = _wrong_record(record, self)
+        problem = self.wrong(record)
         if problem:
             return problem
         kind = record["kind"]
         values = {name: value for name, value in record.items() if name != "kind"}
         pair = (record.get("level", ""), record.get("measure", ""))
         self.complete = False
+        self.seconds = max(self.seconds, record.get("at", 0.0))
         if kind == "sample":
             values["values"] = tuple(values["values"])
             self.samples.setdefault((record["level"], record["quantity"]), []).append(SampleRecord(**values))
@@ -172,6 +173,27 @@ class Results:
             (self.absent if kind == "absent" else self.failed)[pair] = record["why"]
         else:
             self.seconds, self.complete = float(record["seconds"]), record["complete"]
+        return None
+
+    def wrong(self, record: dict[str, Any]) -> str | None:
+        """What is wrong with a record that is to follow; None if nothing is."""
+        kind = record.get("kind")
+        if not isinstance(kind, str) or kind not in schema.RECORDS or kind == "run":
+            kinds = ", ".join(name for name in schema.RECORDS if name != "run")
+            return f"$.kind: found {kind!r}, wanted one of {kinds}"
+        problem = schema.wrong(record, schema.RECORDS[kind])
+        if problem or kind == "end":
+            return problem
+        if record["level"] != OPENED and record["level"] not in self.levels:
+            return f"$.level: found {record['level']!r}, which line 1 does not have"
+        known: dict[str, dict[str, Any]] = {
+            "measure": self.measures,
+            "quantity": self.quantities,
+            "claim": self.claims,
+        }
+        for name, table in known.items():
+            if name in record and record[name] not in table:
+                return f"$.{name}: found {record[name]!r}, which line 1 does not have"
         return None
 
 
@@ -239,29 +261,6 @@ def _record(path: str, number: int, line: bytes) -> dict[str, Any]:
 
 def _complaint(path: str, number: int, problem: str) -> str:
     return f"cannot take {path} as results: line {number}: {problem}"
-
-
-def _wrong_record(record: dict[str, Any], results: Results) -> str | None:
-    kind = record.get("kind")
-    if not isinstance(kind, str) or kind not in schema.RECORDS or kind == "run":
-        kinds = ", ".join(name for name in schema.RECORDS if name != "run")
-        return f"$.kind: found {kind!r}, wanted one of {kinds}"
-    problem = schema.wrong(record, schema.RECORDS[kind])
-    if problem:
-        return problem
-    if kind == "end":
-        return None
-    if record["level"] != OPENED and record["level"] not in results.levels:
-        return f"$.level: found {record['level']!r}, which line 1 does not have"
-    known: dict[str, dict[str, Any]] = {
-        "measure": results.measures,
-        "quantity": results.quantities,
-        "claim": results.claims,
-    }
-    for name, table in known.items():
-        if name in record and record[name] not in table:
-            return f"$.{name}: found {record[name]!r}, which line 1 does not have"
-    return None
 
 
 class Writer:

@@ -54,6 +54,23 @@ def umount2(path: str, flags: int) -> None:
     _check(_libc.umount2(os.fsencode(path), flags), path)
 
 
+def mount(source: str | None, target: str, kind: str | None, flags: int, data: str | None = None) -> None:
+    """mount(2)."""
+    words = (None if word is None else os.fsencode(word) for word in (source, target, kind))
+    text = None if data is None else os.fsencode(data)
+    _check(_libc.mount(*words, ctypes.c_ulong(flags), text), target)
+
+
+def unshare(flags: int) -> None:
+    """unshare(2): new namespaces of these kinds (CLONE_NEW...) for this process, a pid namespace for its children."""
+    _check(_libc.unshare(flags))
+
+
+def die_with_parent() -> None:
+    """prctl(2), PR_SET_PDEATHSIG: SIGKILL for this process when the thread that made it ends."""
+    _check(_libc.prctl(1, ctypes.c_ulong(9), ctypes.c_ulong(0), ctypes.c_ulong(0), ctypes.c_ulong(0)))
+
+
 def setns(fd: int, kind: int) -> None:
     """setns(2): this thread enters the namespace of that kind (CLONE_NEW...)."""
     _check(_libc.setns(fd, kind))

@@ -1,0 +1,145 @@
+"""The levels with a container: one bundle, and who runs it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+from pycontain.isolation import bundle, rootfs
+from pycontain.isolation.bundle import Kind
+from pycontain.isolation.child import Child
+from pycontain.isolation.model import Job, Level
+from pycontain.isolation.tenants import Base, Running
+from pycontain.isolation.world import World
+
+_VERB_SECONDS = 20.0
+
+
+class Contained(Running):
+    """A container: ``RUNTIME run --bundle B ID`` in the foreground, with pipes as its output."""
+
+    def __init__(self, world: World, level: Level, job: Job, runtime: Sequence[str], kind: Kind) -> None:
+        super().__init__(world, level, job)
+        self.runtime = list(runtime)
+        self.kind = kind
+        self.environment = {"PATH": os.environ.get("PATH", os.defpath)}
+        self.bundle = self.directory
+        self.user = 0
+        self.mounts: int | None = None
+
+    def prepare(self) -> None:
+        os.mkdir(self.directory)
+        owner = bundle.FIRST_ID if self.kind.mapped else self.user
+        if not self.kind.machine:
+            rootfs.copy(self.world, f"{self.bundle}/rootfs", owner=owner)
+        self.write()
+
+    def write(self) -> None:
+        config = bundle.configuration(
+            self.job, self.kind, root="rootfs", cgroup=self.container.path, hostname=self.id
+        )
+        bundle.write(self.bundle, config)
+
+    def run_words(self) -> list[str]:
+        return [*self.runtime, "run", "--bundle", self.bundle, self.id]
+
+    def spawn(self, args: Sequence[str] | None) -> Child:
+        words = self.run_words()
+        if args is not None:
+            words = [*self.runtime, "exec", self.id, *bundle.place(tuple(args), self.job, inside=True)]
+        return Child(
+            self.world.probe,
+            words,
+            self.command,
+            user=self.user,
+            mounts=self.mounts,
+            environment=self.environment,
+        )
+
+    def verb(self, *words: str) -> None:
+        """One more command of the runtime's; what it says is nothing to anybody, as the container may be gone."""
+        child = Child(
+            self.world.probe,
+            [*self.runtime, *words],
+            self.command,
+            user=self.user,
+            mounts=self.mounts,
+            environment=self.environment,
+        )
+        try:
+            child.go()
+            child.wait(_VERB_SECONDS)
+        finally:
+            child.close()
+
+    def kill(self) -> None:
+        self.verb("kill", self.id, "KILL")
+
+    def clear(self) -> None:
+        if self.known():
+            self.verb("delete", "--force", self.id)
+
+    def known(self) -> bool:
+        """Whether the runtime still keeps something of the container."""
+        root = self.runtime[self.runtime.index("--root") + 1]
+        return os.path.isdir(root) and any(name.startswith(self.id) for name in os.listdir(root))
+
+
+def opened(world: World, level: Level, job: Job) -> Running:
+    """The control of an outcome: the same container, all its defences off."""
+    return Contained(world, level, job, mine(world), Kind(seccomp=False))
+
+
+def mine(world: World) -> list[str]:
+    return [*world.mine, "--root", f"{world.directory}/state/pycontain"]
+
+
+class Container(Base):
+    """A container by pycontain-runtime."""
+
+    def __init__(self, name: str, title: str, about: str, kind: Kind) -> None:
+        super().__init__(name, title, about)
+        self.kind = kind
+
+    def tenant(self, world: World, job: Job) -> Running:
+        return opened(world, self, job) if job.opened else self.made(world, job)
+
+    def made(self, world: World, job: Job) -> Running:
+        return Contained(world, self, job, mine(world), self.kind)
+
+
+class Peer(Container):
+    """The same by another runtime, which the level is named after."""
+
+    options: tuple[str, ...] = ()
+
+    def lacks(self, world: World) -> str | None:
+        return None if world.bin(self.name) else f"{self.name} is not installed"
+
+    def made(self, world: World, job: Job) -> Running:
+        runtime = [world.bin(self.name) or self.name, "--root", f"{world.directory}/state/{self.name}", *self.options]
+        return Contained(world, self, job, runtime, self.kind)
+
+
+class Sandbox(Peer):
+    """gVisor's runsc: its ptrace platform runs everywhere, and it needs no cgroup and no network of its own."""
+
+    options = ("--platform=ptrace", "--ignore-cgroups", "--network=none")
+
+
+class Rootless(Container):
+    """pycontain-runtime in the name of a user who is not root."""
+
+    def lacks(self, world: World) -> str | None:
+        return "not built yet"
+
+
+class Machine(Container):
+    """The container in a microVM."""
+
+    def __init__(self, name: str, title: str, about: str, kind: Kind, accel: str) -> None:
+        super().__init__(name, title, about, kind)
+        self.accel = accel
+
+    def lacks(self, world: World) -> str | None:
+        return "not built yet"

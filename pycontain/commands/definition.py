@@ -603,6 +603,68 @@ COMMANDS: tuple[Command, ...] = (
         ),
     ),
     Command(
+        "isolation run",
+        "measure what each kind of isolation holds and costs on this host",
+        "isolation:run",
+        group="isolation",
+        options=(
+            Option("quick", "only measures that are short, in a quarter of an hour (the default)"),
+            Option("full", "all measures, as often as it takes, in three hours at most"),
+            Option(
+                "only",
+                "only this level, measure or group (outcome, surface, cost, interference)",
+                kind="list",
+                metavar="NAME",
+                complete="measure",
+            ),
+            Option("level", "only this level", kind="list", metavar="NAME", complete="level"),
+            Option(
+                "output",
+                "where to write the results (default isolation-DATE-TIME.jsonl)",
+                short="o",
+                kind="value",
+                metavar="FILE",
+                complete="file",
+            ),
+            Option(
+                "resume",
+                "go on with an interrupted run; what failed is tried again",
+                kind="value",
+                metavar="FILE",
+                complete="file",
+            ),
+            Option("budget", "seconds after which nothing is repeated any more", kind="value", metavar="SECONDS"),
+            Option("seed", "the number that the order of measures comes from", kind="value", metavar="NUMBER"),
+        ),
+        description="Runs the same programs as a process, in containers of several kinds and by several runtimes, and "
+        "in machines, and records what they could reach, what of the kernel they reach, how fast they are and what "
+        "they notice of each other. Everything happens in namespaces of its own, with decoys in the place of the "
+        "host's files and processes. Levels that this host cannot run are named with the reason. In a random order, "
+        "in rounds, until the figures are narrow or the time is spent. Wants root. Results are JSON lines. The exit "
+        "status is 0 where nothing failed, else 1.",
+        examples=(
+            ("in a quarter of an hour", "pycontain isolation run --quick"),
+            ("what two runtimes cost", "pycontain isolation run --only cost --level runc --level container"),
+            ("go on after Ctrl-C", "pycontain isolation run --resume isolation-20260102-030405.jsonl"),
+        ),
+    ),
+    Command(
+        "isolation levels",
+        "list the kinds of isolation, and which of them this host has",
+        "isolation:levels",
+        group="isolation",
+        options=(
+            Option("measures", "the measures too"),
+            Option("quiet", "print only names, and try nothing", short="q"),
+            _TEXT_OR_JSON,
+        ),
+        description="Each level is tried, which takes some seconds and wants root.",
+        examples=(
+            ("what can be compared here", "pycontain isolation levels"),
+            ("every name that --only takes", "pycontain isolation levels --quiet --measures"),
+        ),
+    ),
+    Command(
         "explain",
         "print what a command or a configuration would do, without doing it",
         "system:explain",
@@ -643,6 +705,7 @@ COMMANDS: tuple[Command, ...] = (
 GROUPS: tuple[tuple[str, str], ...] = (
     ("containers", "Containers"),
     ("images", "Images"),
+    ("isolation", "Isolation"),
     ("system", "System"),
 )
 

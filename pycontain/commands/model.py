@@ -11,7 +11,8 @@ class Option:
     """One option. ``kind`` is "flag" (true or false), "value" (the last one counts) or "list" (repeatable).
 
     ``name`` is the long spelling without dashes and the key of the parsed value; ``complete`` says what a shell offers
-    as the value: "file", "directory", "container", "image", "command" or "" (nothing), unless ``choices`` are given.
+    as the value: "file", "directory", "container", "image", "level", "measure", "command" or "" (nothing), unless
+    ``choices`` are given.
     """
 
     __slots__ = ("choices", "complete", "default", "help", "hidden", "kind", "metavar", "name", "short")

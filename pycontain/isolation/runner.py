@@ -101,13 +101,11 @@ def _nearest(option: str, name: str, known: Iterable[str]) -> str:
     return f"pycontain isolation run {option} {near[0]}" if near else "pycontain isolation levels"
 
 
-def estimate(levels: Sequence[Level], measures: Sequence[Measure]) -> float:
-    """About how many seconds every measure's least number of rounds lasts at these levels."""
-    return sum(
-        expected(measure, level.name) * measure.rounds[0]
-        for measure in measures
-        for level in levels
-    )  # fmt: skip
+def estimate(levels: Sequence[Level], measures: Sequence[Measure]) -> tuple[float, float]:
+    """About how many seconds every measure's least and greatest number of rounds last at these levels."""
+    costs = [(measure, expected(measure, level.name)) for measure in measures for level in levels]
+    least, most = (sum(measure.rounds[end] * seconds for measure, seconds in costs) for end in (0, 1))
+    return least, most
 
 
 def expected(measure: Measure, level: str) -> float:

@@ -1,0 +1,7 @@
+"""All that is measured."""
+
+from __future__ import annotations
+
+from pycontain.isolation.model import Measure
+
+MEASURES: tuple[Measure, ...] = ()

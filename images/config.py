@@ -7,12 +7,15 @@ no runtime (CVE-2026-53488), its volumes and ports are the engine's to read.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
 
 from pycontain.images.manifest import ImageConfig
 from pycontain.runtime.errors import PycontainError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from typing import Any
 
 OCI_VERSION = "1.0.2"
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"

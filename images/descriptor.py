@@ -2,29 +2,31 @@
 
 from __future__ import annotations
 
-import re
 import sys
-from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pycontain.runtime.errors import PycontainError, SpecError
+from pycontain.runtime.light import NamedTuple
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from hashlib import _Hash as Hash
+    from typing import Any
 
-_DIGEST = re.compile(r"sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128}", re.ASCII)
-_MEDIA_TYPE = re.compile(r"[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}/[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}", re.ASCII)
+HEXADECIMAL = "0123456789abcdef"
+_LENGTHS = {"sha256": 64, "sha512": 128}
+_IN_MEDIA_TYPES = dict.fromkeys(map(ord, "!#$&^_.+-"))
 _MAX_SIZE = 2**63 - 1
 _PLATFORM_KEYS = ("os", "architecture", "variant", "os.version")
 
 
 def check_digest(text: str) -> tuple[str, str]:
     """Split ``sha256:<64 hex>`` or ``sha512:<128 hex>`` into algorithm and hex; PycontainError for anything else."""
-    if not _DIGEST.fullmatch(text):
+    algorithm, _, encoded = text.partition(":")
+    if len(encoded) != _LENGTHS.get(algorithm) or encoded.strip(HEXADECIMAL):
         shown = text if len(text) <= 160 else text[:157] + "..."
         raise PycontainError(
             f"{shown!r} is not a digest (sha256: and 64, or sha512: and 128 lower case hexadecimal digits)"
         )
-    algorithm, _, encoded = text.partition(":")
     return algorithm, encoded
 
 
@@ -87,7 +89,7 @@ class Descriptor(NamedTuple):
         if not isinstance(value, dict):
             raise SpecError(path, f"must be an object, found {kind(value)}")
         media_type = _member(value, "mediaType", str, path)
-        if not _MEDIA_TYPE.fullmatch(media_type):
+        if not _is_media_type(media_type):
             raise SpecError(f"{path}.mediaType", f"{media_type[:80]!r} is not a media type")
         digest = _member(value, "digest", str, path)
         try:
@@ -104,6 +106,15 @@ class Descriptor(NamedTuple):
             _platform(value.get("platform"), f"{path}.platform"),
             _annotations(value.get("annotations"), f"{path}.annotations"),
         )
+
+
+def _is_media_type(text: str) -> bool:
+    """RFC 6838, 4.2: two names of at most 127 letters, digits and !#$&^_.+- after a letter or digit."""
+    names = text.split("/")
+    return len(names) == 2 and all(
+        0 < len(name) < 128 and name.isascii() and name[0].isalnum() and name.translate(_IN_MEDIA_TYPES).isalnum()
+        for name in names
+    )
 
 
 def kind(value: object) -> str:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Callable
-from types import TracebackType
 
 from pycontain.images.descriptor import check_digest, new_hash
 from pycontain.images.failure import trying
 from pycontain.runtime.errors import PycontainError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import TracebackType
 
 _CHUNK = 1 << 20
 

@@ -6,16 +6,20 @@ bounded, and a document that reads as two things at once is refused. Errors name
 
 from __future__ import annotations
 
-import json
 import os
-import re
-from collections.abc import Callable, Mapping
-from types import MappingProxyType
-from typing import Any, NamedTuple
 
 from pycontain.images.descriptor import Descriptor, check_digest, kind
 from pycontain.images.store import Store
+from pycontain.runtime import jsontext
 from pycontain.runtime.errors import NotFound, PycontainError, SpecError, Unsupported
+from pycontain.runtime.light import NamedTuple
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from typing import Any
+
+    Fetch = Callable[[Descriptor], None]
 
 OCI_INDEX = "application/vnd.oci.image.index.v1+json"
 OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
@@ -37,9 +41,15 @@ MAX_LAYERS = 127  # what docker stacks, well below the 500 of overlayfs
 MAX_NESTING = 2  # an index of indexes of manifests
 MAX_TEXTS = 10_000  # entries of one list of a configuration
 
-_LAYER = re.compile(
-    r"application/vnd\.(oci\.image\.layer\.(nondistributable\.)?v1\.tar(\+gzip|\+zstd)?"
-    r"|docker\.image\.rootfs\.(foreign\.)?diff\.tar(\.gzip|\.zstd)?)"
+_LAYER_TYPES = frozenset(
+    base + suffix
+    for base, sign in (
+        (OCI_LAYER, "+"),
+        ("application/vnd.oci.image.layer.nondistributable.v1.tar", "+"),
+        (DOCKER_LAYER, "."),
+        ("application/vnd.docker.image.rootfs.foreign.diff.tar", "."),
+    )
+    for suffix in ("", f"{sign}gzip", f"{sign}zstd")
 )
 _SCHEMA_1 = "application/vnd.docker.distribution.manifest.v1"
 
@@ -56,7 +66,7 @@ _MACHINES = {
     "riscv64": ("riscv64", None),
 }
 _DEFAULT_VARIANT = {"arm64": "v8", "arm": "v7", "amd64": "v1"}
-_PLATFORM_PART = re.compile(r"[a-z0-9_.-]+", re.ASCII)
+_IN_PLATFORMS = "abcdefghijklmnopqrstuvwxyz0123456789_.-"
 
 
 class Platform(NamedTuple):
@@ -73,7 +83,7 @@ class Platform(NamedTuple):
     def parse(cls, text: str) -> Platform:
         """Read ``linux/arm64``, ``linux/arm/v7`` or just ``arm64``."""
         parts = text.lower().split("/")
-        if len(parts) > 3 or not all(map(_PLATFORM_PART.fullmatch, parts)):
+        if len(parts) > 3 or not all(part and not part.strip(_IN_PLATFORMS) for part in parts):
             raise PycontainError(f"platform {text!r} is not os/architecture[/variant]", hint="such as linux/arm64")
         if len(parts) == 1:
             parts.insert(0, "linux")
@@ -126,16 +136,13 @@ class ImageConfig(NamedTuple):
     working_dir: str = ""
     volumes: tuple[str, ...] = ()
     exposed_ports: tuple[str, ...] = ()
-    labels: Mapping[str, str] = MappingProxyType({})
+    labels: Mapping[str, str] = {}
     stop_signal: str | None = None
-    raw: Mapping[str, Any] = MappingProxyType({})
+    raw: Mapping[str, Any] = {}
 
     @property
     def platform(self) -> Platform:
         return Platform(self.os, self.architecture, self.variant)
-
-
-Fetch = Callable[[Descriptor], None]
 
 
 def select(
@@ -228,7 +235,7 @@ def parse_manifest(data: bytes, descriptor: Descriptor) -> Manifest:
             raise SpecError("$.layers", f"has {len(items)} entries, more than {MAX_LAYERS}")
         layers = tuple(Descriptor.from_json(item, f"$.layers[{number}]") for number, item in enumerate(items))
         for number, layer in enumerate(layers):
-            if not _LAYER.fullmatch(layer.media_type):
+            if layer.media_type not in _LAYER_TYPES:
                 raise Unsupported(f"$.layers[{number}].mediaType: {layer.media_type!r} is not a file system layer")
         return Manifest(descriptor, config, layers)
 
@@ -293,7 +300,7 @@ class _Document:
         if len(data) > MAX_DOCUMENT:
             raise SpecError("$", f"has {len(data)} bytes, more than {MAX_DOCUMENT}")
         try:
-            value = json.loads(data)
+            value = jsontext.loads(data)
         except RecursionError:
             raise SpecError("$", "is nested too deep") from None
         except ValueError as error:

@@ -7,11 +7,9 @@ and a repository of one component there lies below ``library/``.
 
 from __future__ import annotations
 
-import re
-from typing import NamedTuple
-
-from pycontain.images.descriptor import check_digest
+from pycontain.images.descriptor import HEXADECIMAL, check_digest
 from pycontain.runtime.errors import PycontainError
+from pycontain.runtime.light import NamedTuple
 
 DEFAULT_REGISTRY = "docker.io"
 DEFAULT_TAG = "latest"
@@ -19,11 +17,10 @@ _OFFICIAL = "library/"
 _MAX_REPOSITORY = 255
 
 _DOMAIN = r"[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?"
-_REGISTRY = re.compile(rf"(?:{_DOMAIN}(?:\.{_DOMAIN})*|\[[0-9A-Fa-f:]+\])(?::[0-9]{{1,5}})?", re.ASCII)
+_REGISTRY = rf"(?:{_DOMAIN}(?:\.{_DOMAIN})*|\[[0-9A-Fa-f:]+\])(?::[0-9]{{1,5}})?"
 _COMPONENT = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
-_REPOSITORY = re.compile(rf"{_COMPONENT}(?:/{_COMPONENT})*", re.ASCII)
-_TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}", re.ASCII)
-_IDENTIFIER = re.compile(r"[0-9a-f]{64}", re.ASCII)
+_REPOSITORY = rf"{_COMPONENT}(?:/{_COMPONENT})*"
+_TAG = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}"
 
 
 class _Parts(NamedTuple):
@@ -63,7 +60,7 @@ class Reference(_Parts):
             candidates.append(self.repository)
         for short in candidates:
             # A one-component name cannot be told from an image id, and "a.b/c" would name the registry a.b.
-            if _split_registry(short) == (self.registry, self.repository) and not _IDENTIFIER.fullmatch(short):
+            if _split_registry(short) == (self.registry, self.repository) and not _is_identifier(short):
                 return short + self._suffix()
         return str(self)
 
@@ -88,7 +85,7 @@ def parse(text: str) -> Reference:
         raise PycontainError(
             "image reference is empty", hint="name an image, such as alpine or docker.io/library/alpine:3.20"
         )
-    if _IDENTIFIER.fullmatch(text):
+    if _is_identifier(text):
         raise _bad(text, "64 hexadecimal digits are an image id, not a name")
     rest, at, digest_text = text.partition("@")
     digest = digest_text if at else None
@@ -123,7 +120,7 @@ def _check(reference: Reference, text: str) -> None:
 
 
 def _check_parts(text: str, registry: str, repository: str, tag: str | None, digest: str | None) -> None:
-    if not _REGISTRY.fullmatch(registry):
+    if not _fits(_REGISTRY, registry, "."):
         raise _bad(text, f"{registry!r} is not a registry's host[:port]")
     port = registry.rpartition(":")[2] if not registry.endswith("]") and ":" in registry else ""
     if port and not 0 < int(port) < 65536:
@@ -133,17 +130,36 @@ def _check_parts(text: str, registry: str, repository: str, tag: str | None, dig
         raise _bad(text, "the repository is empty")
     if len(repository) > _MAX_REPOSITORY:
         raise _bad(text, f"the repository has {len(repository)} characters, more than {_MAX_REPOSITORY}")
-    if not _REPOSITORY.fullmatch(repository):
-        if _REPOSITORY.fullmatch(repository.lower()):
+    if not (repository == repository.lower() and _fits(_REPOSITORY, repository, "/._-")):
+        if _fits(_REPOSITORY, repository.lower(), "/._-"):
             raise _bad(text, f"repository {shown!r} must be lower case", hint=f"use {shown.lower()}")
         raise _bad(text, f"{shown!r} is not a repository (a-z and 0-9 in components joined by . _ __ - and /)")
-    if tag is not None and not _TAG.fullmatch(tag):
+    if tag is not None and not (len(tag) <= 128 and _fits(_TAG, tag, "._-")):
         raise _bad(text, f"{tag!r} is not a tag (1 to 128 of A-Z a-z 0-9 _ . -, not starting with . or -)")
     if digest is not None:
         try:
             check_digest(digest)
         except PycontainError as error:
             raise _bad(text, error.message) from None
+
+
+def _is_identifier(text: str) -> bool:
+    return len(text) == 64 and not text.strip(HEXADECIMAL)
+
+
+def _fits(pattern: str, text: str, between: str) -> bool:
+    """Whether all of ``text`` is of the grammar ``pattern``; ``re`` is imported only for what is not plain.
+
+    Plain, and of each of the grammars: ASCII letters and digits with single characters of ``between`` in between.
+    """
+    plain = text
+    for sign in between:
+        plain = plain.replace(sign, " ")
+    if text.isascii() and " " not in text and all(word.isalnum() for word in plain.split(" ")):
+        return True
+    import re
+
+    return re.fullmatch(pattern, text, re.ASCII) is not None
 
 
 def _bad(text: str, problem: str, *, hint: str | None = None) -> PycontainError:

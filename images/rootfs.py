@@ -8,13 +8,8 @@ layers/.<chain>/            one being made, flocked by its maker; what a crash l
 from __future__ import annotations
 
 import fcntl
-import json
 import os
-import shutil
 import stat
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any
 
 from pycontain.images.descriptor import Descriptor, digest_of
 from pycontain.images.failure import trying
@@ -22,9 +17,16 @@ from pycontain.images.ingest import same_file
 from pycontain.images.manifest import Manifest, image_config
 from pycontain.images.store import Store, chain_id
 from pycontain.images.tree import copy_attributes
+from pycontain.runtime import jsontext
 from pycontain.runtime.errors import KernelError, NotFound, PycontainError
+from pycontain.runtime.light import remove_tree
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from contextlib import ExitStack
+    from typing import Any
+
     from pycontain.images.compression import Limits
 
 VERSION = 1
@@ -72,11 +74,17 @@ def rootfs(container_dir: str, lowers: Sequence[str], *, volatile: bool = False)
             # Made under another name, so that a crash does not leave one with the wrong owner.
             making = upper + ".new"
             os.makedirs(making, 0o700, exist_ok=True)
-            with ExitStack() as stack:
-                source, target = _open(lowers[0], stack), _open(making, stack)
-                found = os.fstat(source)
-                copy_attributes(source, target, found)
-                os.utime(target, ns=(found.st_mtime_ns, found.st_mtime_ns))
+            source = os.open(lowers[0], _DIRECTORY)
+            try:
+                target = os.open(making, _DIRECTORY)
+                try:
+                    found = os.fstat(source)
+                    copy_attributes(source, target, found)
+                    os.utime(target, ns=(found.st_mtime_ns, found.st_mtime_ns))
+                finally:
+                    os.close(target)
+            finally:
+                os.close(source)
             os.rename(making, upper)
     return {"kind": "overlay", "lower": list(lowers), "upper": upper, "work": work, "volatile": volatile}
 
@@ -94,6 +102,10 @@ def _ensure(
     diff = os.path.join(final, "diff")
     if os.path.isdir(final):
         return diff
+    import json
+    import shutil
+    from contextlib import ExitStack
+
     temporary = os.path.join(os.path.dirname(final), "." + os.path.basename(final))
     what = f"layer {layer[0].digest if layer else chain}"
     with trying(f"unpack {what}"), ExitStack() as stack:
@@ -148,7 +160,7 @@ def _record(diff: str) -> dict[str, Any]:
     path = os.path.join(os.path.dirname(diff), "layer.json")
     try:
         with open(path, "rb") as file:
-            value = json.loads(file.read(1 << 16))
+            value = jsontext.loads(file.read(1 << 16))
     except FileNotFoundError:
         raise NotFound(f"{path} is missing", hint="pycontain system prune") from None
     except ValueError:
@@ -180,7 +192,7 @@ def _clear(fd: int) -> None:
     """Remove what a killed unpack left."""
     for name in os.listdir(fd):
         if stat.S_ISDIR(os.stat(name, dir_fd=fd, follow_symlinks=False).st_mode):
-            shutil.rmtree(name, dir_fd=fd)
+            remove_tree(name, fd)
         else:
             os.unlink(name, dir_fd=fd)
 

@@ -18,20 +18,22 @@ collection removes it.
 from __future__ import annotations
 
 import fcntl
-import json
 import os
-import shutil
-import threading
-from collections.abc import Callable, Collection, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
-from typing import TYPE_CHECKING, Any, BinaryIO
+from _thread import allocate_lock
 
 from pycontain.images.descriptor import Descriptor, check_digest, digest_of, new_hash, small_digest
 from pycontain.images.failure import trying
 from pycontain.images.ingest import Ingest, write_all
+from pycontain.runtime import jsontext
 from pycontain.runtime.errors import NotFound, PycontainError, SpecError
+from pycontain.runtime.light import contextmanager
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterable, Iterator
+    from contextlib import AbstractContextManager
+    from typing import Any, BinaryIO
+
     from pycontain.images.compression import Source
 
 __all__ = ["Descriptor", "Ingest", "Pin", "Store"]
@@ -70,7 +72,7 @@ class Store:
     def __init__(self, root: str) -> None:
         self.root = os.path.abspath(root)
         self._pins: list[Pin] = []
-        self._mutex = threading.Lock()
+        self._mutex = allocate_lock()
         with trying(f"make the image store {self.root}"):
             for name in ("blobs/sha256", "blobs/sha512", "ingest", "layers", "pins", "trash"):
                 os.makedirs(os.path.join(self.root, name), 0o700, exist_ok=True)
@@ -285,7 +287,7 @@ class Store:
                 if data != b"{" and not data.isspace():
                     return {}
                 data += file.read(_MAX_DOCUMENT)
-            value = json.loads(data) if len(data) <= _MAX_DOCUMENT else None
+            value = jsontext.loads(data) if len(data) <= _MAX_DOCUMENT else None
         except (OSError, ValueError, RecursionError):
             return {}
         return value if isinstance(value, dict) else {}
@@ -299,12 +301,12 @@ class Store:
             if self._discard_unlocked(path):
                 continue
             try:
-                with open(path, encoding="ascii") as file:
+                with open(path, "rb") as file:
                     lines = file.read().splitlines()
             except FileNotFoundError:
                 continue  # released just now; what it was for is recorded elsewhere
-            _check_version(json.loads(lines[0]) if lines else None, path)
-            for line in lines[1:]:
+            _check_version(jsontext.loads(lines[0]) if lines else None, path)
+            for line in map(bytes.decode, lines[1:]):
                 kind, _, rest = line.partition(":")
                 if kind == "layer":
                     layers.add(rest)
@@ -318,8 +320,10 @@ class Store:
         return check_digest(used)[1]
 
     def _discard(self, path: str) -> None:
-        with suppress(FileNotFoundError):
+        try:
             os.rename(path, os.path.join(self.root, "trash", os.urandom(16).hex()))
+        except FileNotFoundError:
+            pass
 
     def _discard_unlocked(self, path: str) -> bool:
         """Discard unless a living process holds its flock; renamed while locked here, so nobody starts to use it."""
@@ -339,6 +343,8 @@ class Store:
 
     def _empty_trash(self) -> int:
         """Delete; two collections may meet here, each counts what it saw and neither minds the other."""
+        import shutil
+
         freed = 0
         folder = os.path.join(self.root, "trash")
         for name in os.listdir(folder):
@@ -347,10 +353,12 @@ class Store:
                 freed += _remove_file(path)
                 continue
             # By fd, because a path inside a layer may fill PATH_MAX on its own.
-            with suppress(FileNotFoundError):
+            try:
                 for _, _, files, fd in os.fwalk(path):
                     for file in files:
                         freed += _remove_file(file, fd)
+            except FileNotFoundError:
+                pass
             shutil.rmtree(path, ignore_errors=True)
         return freed
 
@@ -402,7 +410,7 @@ class Store:
         except FileNotFoundError:
             return {}
         try:
-            value = json.loads(data)
+            value = jsontext.loads(data)
         except ValueError as error:
             raise PycontainError(f"{path} is not JSON: {str(error).lower()}") from None
         _check_version(value, path)
@@ -416,6 +424,8 @@ class Store:
             refs = {name: descriptor.to_json() for name, descriptor in self._read_refs().items()}
             change(refs)
             value = {"version": VERSION, "refs": dict(sorted(refs.items()))}
+            import json
+
             temporary = os.path.join(self.root, f".refs.json.{os.urandom(8).hex()}")
             fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             try:

@@ -10,10 +10,19 @@ followed by another of its kind), this reader refuses it: layers are scanned by 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from typing import Protocol
 
 from pycontain.runtime.errors import PycontainError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import Protocol
+
+    class Readable(Protocol):
+        """What a tar is read from: bytes, none at the end."""
+
+        def read(self, size: int, /) -> bytes: ...
+
 
 BLOCK = 512
 MAX_EXTENDED = 1 << 20  # bytes of one extended header
@@ -37,12 +46,6 @@ _KINDS = {
     b"6": "fifo",
 }
 _TYPES = {kind: flag for flag, kind in _KINDS.items() if flag not in (b"\0", b"7", b"S")}
-
-
-class Readable(Protocol):
-    """What a tar is read from: bytes, none at the end."""
-
-    def read(self, size: int, /) -> bytes: ...
 
 
 class Entry:

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 import stat
-from collections.abc import Iterable
 
 from pycontain.images.tar import shown
 from pycontain.runtime.errors import PycontainError
+from pycontain.runtime.light import remove_tree
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 Path = tuple[bytes, ...]
 
@@ -242,7 +245,7 @@ class Tree:
         if not stat.S_ISDIR(found.st_mode):
             os.unlink(name, dir_fd=directory)
             return
-        shutil.rmtree(name, dir_fd=directory)  # by fd all the way; where it passes a path, that is for messages only
+        remove_tree(name, directory)
 
     def copy_up(self, parent: Path, name: bytes) -> os.stat_result | None:
         """Bring a lower layer's file, not a directory, into this layer; None where there is none."""

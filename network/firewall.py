@@ -6,10 +6,14 @@ or an administrator which drops by default needs an accept of its own; what our 
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
-
 from pycontain.network import nft
-from pycontain.network.nft import Json
+from pycontain.runtime.light import NamedTuple
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from pycontain.network.nft import Json
 
 _LEGACY_TABLES = "/proc/net/ip_tables_names"
 

@@ -12,7 +12,6 @@ import errno
 import os
 import time
 import zlib
-from collections.abc import Callable, Collection, Iterable
 
 from pycontain.network import firewall, links, nft
 from pycontain.network.firewall import Problem
@@ -20,6 +19,10 @@ from pycontain.network.netlink import Link, Netlink, container_messages, guest_m
 from pycontain.network.ports import ANY, Port, hold
 from pycontain.network.state import Configuration, Directory, Record, Stamp, boot_id, namespace_id
 from pycontain.runtime.errors import Conflict, KernelError, PycontainError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterable
 
 DEFAULT = "pycontain0"
 _TRIES = 16

@@ -11,13 +11,16 @@ import errno
 import os
 import struct
 import zlib
-from collections.abc import Iterable, Iterator
 from fcntl import ioctl
-from typing import NamedTuple
 
 from pycontain.network import netlink
 from pycontain.network.netlink import Netlink
 from pycontain.runtime.errors import Conflict, KernelError, NotFound, PycontainError
+from pycontain.runtime.light import NamedTuple
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
 
 ALIAS = "pycontain network "
 _LINK_PREFIX = "pc"

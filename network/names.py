@@ -11,11 +11,14 @@ import _socket
 import errno
 import os
 import stat
-from collections.abc import Iterable, Sequence
-from typing import NamedTuple
 
 from pycontain.network.state import locked, private_directory
 from pycontain.runtime.errors import PycontainError, errno_text
+from pycontain.runtime.light import NamedTuple
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
 
 RESOLV_CONF = "/etc/resolv.conf"
 # Where systemd-resolved keeps the servers behind the stub on 127.0.0.53 that it puts into /etc/resolv.conf.

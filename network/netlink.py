@@ -10,10 +10,13 @@ from __future__ import annotations
 import _socket
 import errno
 import struct
-from collections.abc import Iterator
-from typing import NamedTuple
 
 from pycontain.runtime.errors import KernelError
+from pycontain.runtime.light import NamedTuple
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 NETLINK_ROUTE, NETLINK_NETFILTER = 0, 12
 

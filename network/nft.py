@@ -7,17 +7,21 @@ asked by one netlink request of our own, since starting nft costs some milliseco
 from __future__ import annotations
 
 import errno
-import json
 import os
 import struct
-from collections.abc import Sequence
-from typing import Any, NamedTuple
 
 from pycontain.network.netlink import AF_INET, NETLINK_NETFILTER, Netlink, Request, attribute, attributes
 from pycontain.network.ports import ANY, Port
+from pycontain.runtime import jsontext
 from pycontain.runtime.errors import KernelError, PycontainError
+from pycontain.runtime.light import NamedTuple
 
-Json = dict[str, Any]
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Any
+
+    Json = dict[str, Any]
 
 _SBIN = ("/usr/sbin", "/sbin", "/usr/bin", "/bin", "/usr/local/sbin", "/usr/local/bin")
 _GETGEN, _NFTA_GEN_ID = (10 << 8) | 16, 1
@@ -202,12 +206,13 @@ def _payload(protocol: str, field: str) -> Json:
 
 def apply(commands: list[Json], tried: str) -> None:
     """Carry out the commands in one transaction. PycontainError says ``tried`` and nft's own first line."""
-    run_nft(["-j", "-f", "-"], json.dumps({"nftables": commands}), tried)
+    run_nft(["-j", "-f", "-"], jsontext.dump({"nftables": commands}), tried)
 
 
 def ruleset() -> list[Json]:
     """The whole ruleset of the namespace as nft lists it."""
-    listed = json.loads(run_nft(["-j", "list", "ruleset"], "", "list the nftables ruleset") or '{"nftables": []}')
+    text = run_nft(["-j", "list", "ruleset"], "", "list the nftables ruleset")
+    listed = jsontext.loads(text.encode() or b'{"nftables": []}')
     return list(listed["nftables"])
 
 

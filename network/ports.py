@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import _socket
 import errno
-from typing import NamedTuple
 
 from pycontain.runtime.errors import KernelError, PycontainError, Unsupported
+from pycontain.runtime.light import NamedTuple
 
 ANY = "0.0.0.0"
 _HINT = "-p [ip:][host:]container[/tcp|/udp], such as -p 127.0.0.1:8080:80"

@@ -9,16 +9,20 @@ from __future__ import annotations
 import _socket
 import errno
 import fcntl
-import json
 import os
-from collections.abc import Mapping
-from typing import Any, NamedTuple
 
 from pycontain.network.firewall import Problem
 from pycontain.network.links import Subnet, dotted, parse_subnet
 from pycontain.network.nft import Published
 from pycontain.network.ports import Port
+from pycontain.runtime import jsontext
 from pycontain.runtime.errors import Conflict, KernelError, PycontainError
+from pycontain.runtime.light import NamedTuple
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
 
 VERSION = 1
 _TEMPORARY = ".new"
@@ -165,8 +169,8 @@ class Directory:
     def _read(self, name: str, torn_ok: bool = False) -> dict[str, Any] | None:
         path = f"{self.path}/{name}"
         try:
-            with open(path, encoding="utf-8") as file:
-                found = json.load(file)
+            with open(path, "rb") as file:
+                found = jsontext.loads(file.read())
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -191,7 +195,7 @@ class Directory:
         try:
             fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
             try:
-                data = json.dumps({"version": VERSION, **content}).encode() + b"\n"
+                data = jsontext.dump({"version": VERSION, **content}).encode() + b"\n"
                 while data:  # a disk that fills up takes a part first
                     data = data[os.write(fd, data) :]
                 if durable:

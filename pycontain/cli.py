@@ -77,12 +77,10 @@ def _call(parsed: Parsed) -> int:
             f"(found user {os.geteuid()})",
             hint=f"sudo pycontain {parsed.command.name} ...",
         )
-    from importlib import import_module
-
     from pycontain.engine import Engine
 
     module, _, function = parsed.command.handler.partition(":")
-    handler = getattr(import_module(f"pycontain.commands.{module}"), function)
+    handler = getattr(__import__(f"pycontain.commands.{module}", fromlist=[function]), function)
     values = parsed.global_values
     root, run_root = values.get("root"), values.get("run-root")
     status = handler(Engine(str(root) if root else None, str(run_root) if run_root else None), parsed.values)

@@ -51,6 +51,16 @@ def parse(data: bytes, what: str) -> Any:
     raise PycontainError(f"cannot parse {what}: {problem} at line {line} column {column}")
 
 
+def loads(data: bytes) -> Any:
+    """json.loads, which is imported only to read, or to refuse, what the scanner alone does not take."""
+    try:
+        return parse(data, "JSON")
+    except PycontainError:
+        import json
+
+        return json.loads(data)
+
+
 def dump(value: Any) -> str:
     """Compact JSON text of plain dicts, lists, strings, numbers and None."""
     encoder = _json.make_encoder({}, _refuse, _json.encode_basestring_ascii, None, ":", ",", False, False, False)

@@ -6,18 +6,22 @@ the terminal into raw mode and takes signals, which only the main thread of a pr
 
 from __future__ import annotations
 
+import _socket
 import errno
 import os
 import select
-import socket
 import stat
 import struct
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from typing import NamedTuple
 
 from pycontain.runtime.errors import Conflict, KernelError, NotFound, PycontainError, Unsupported
+from pycontain.runtime.light import NamedTuple, contextmanager
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable, Iterable, Iterator
+
+    Sink = int | Callable[[bytes], object] | None
 
 VERSION = 1
 
@@ -37,8 +41,6 @@ _REFUSALS = {
 
 DETACH_KEYS = b"\x10\x11"  # ctrl-p ctrl-q
 
-Sink = int | Callable[[bytes], object] | None
-
 
 class Ended(NamedTuple):
     """Why a session ended: with the container (``status`` 0-255 or 128 + ``signal``), or because the user left."""
@@ -50,6 +52,8 @@ class Ended(NamedTuple):
 
 def connect(path: str) -> socket.socket:
     """Connect to a container's attach socket. NotFound where no supervisor listens; KernelError otherwise."""
+    import socket
+
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     directory = -1
     try:
@@ -79,7 +83,7 @@ def wait(path: str, timeout: float | None = None) -> Ended | None:
 
 
 def stream(
-    sock: socket.socket,
+    sock: _socket.socket,
     *,
     stdin: int | bytes | None = None,
     stdout: Sink = None,
@@ -108,7 +112,7 @@ def stream(
 
 
 def run_foreground(
-    sock: socket.socket,
+    sock: _socket.socket,
     *,
     tty: bool,
     interactive: bool,
@@ -125,7 +129,7 @@ def run_foreground(
     ``detach_keys`` leave. SIGINT, SIGTERM, SIGHUP and SIGQUIT are given to ``on_signal`` (which may raise); without
     one the terminal is restored and the process ends by that signal. ``stdin`` may be anything, also closed.
     """
-    import signal
+    import _signal
 
     fill_standard_descriptors((stdin, stdout, stderr))
     session = _Session(sock, flags=WANT_OUTPUT | (WANT_STDIN if interactive else 0), owner=owner)
@@ -145,9 +149,9 @@ def run_foreground(
             session.resize(rows, columns)
 
     def take(number: int) -> None:
-        if number == signal.SIGWINCH:
+        if number == _signal.SIGWINCH:
             resize()
-        elif number == signal.SIGCONT:
+        elif number == _signal.SIGCONT:
             # While we were stopped the shell has put its own mode back.
             if raw is not None:
                 _set_raw(raw)
@@ -158,16 +162,16 @@ def run_foreground(
             killed.append(number)
             session.ended = Ended(None, number)
 
-    taken: list[int] = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT]
+    taken: list[int] = [_signal.SIGINT, _signal.SIGTERM, _signal.SIGHUP, _signal.SIGQUIT]
     if tty:
-        taken += [signal.SIGWINCH, signal.SIGCONT]
+        taken += [_signal.SIGWINCH, _signal.SIGCONT]
     with _signals(taken) as session.wakeup, _raw(raw):
         session.on_wakeup = take
         resize()
         ended = session.run()
     if killed:
-        signal.signal(killed[0], signal.SIG_DFL)
-        signal.raise_signal(killed[0])
+        _signal.signal(killed[0], _signal.SIG_DFL)
+        _signal.raise_signal(killed[0])
     assert ended is not None
     return ended
 
@@ -188,7 +192,7 @@ def fill_standard_descriptors(fds: Iterable[int] = (0, 1, 2)) -> None:
                 os.close(null)
 
 
-def done(sock: socket.socket) -> None:
+def done(sock: _socket.socket) -> None:
     """The owner's last word: it has torn the container down itself. Closes ``sock``."""
     try:
         sock.setblocking(True)
@@ -199,7 +203,7 @@ def done(sock: socket.socket) -> None:
 
 
 class _Session:
-    def __init__(self, sock: socket.socket, *, flags: int, owner: bool = False) -> None:
+    def __init__(self, sock: _socket.socket, *, flags: int, owner: bool = False) -> None:
         sock.setblocking(False)
         self.sock = sock
         self.owner = owner
@@ -215,7 +219,7 @@ class _Session:
         self._held = b""  # a beginning of the detach keys
         self._received = bytearray()
         self._sending = bytearray()
-        self._writing: deque[tuple[int, int, memoryview]] = deque()  # stream, descriptor, rest
+        self._writing: list[tuple[int, int, memoryview]] = []  # stream, descriptor, rest
         self._lost = ""
         self._send(C_HELLO, _PAIR.pack(VERSION, flags))
 
@@ -283,7 +287,7 @@ class _Session:
 
     def _flush(self) -> None:
         try:
-            sent = self.sock.send(self._sending, socket.MSG_NOSIGNAL)
+            sent = self.sock.send(self._sending, _socket.MSG_NOSIGNAL)
         except BlockingIOError:
             return
         except OSError:
@@ -347,7 +351,7 @@ class _Session:
             )
 
     def _write(self) -> None:
-        which, fd, rest = self._writing.popleft()
+        which, fd, rest = self._writing.pop(0)
         # A pipe that polls as writable takes PIPE_BUF bytes without blocking (pipe(7)); O_NONBLOCK would be the
         # user's as well, who shares the open file description with us.
         try:
@@ -359,11 +363,11 @@ class _Session:
             self._broken(which)
             return
         if rest:
-            self._writing.appendleft((which, fd, rest))
+            self._writing.insert(0, (which, fd, rest))
 
     def _broken(self, which: int) -> None:
         """Our reader has gone. The owner passes that on, so that its container sees EPIPE; anybody else leaves."""
-        self._writing = deque(entry for entry in self._writing if entry[0] != which)
+        self._writing = [entry for entry in self._writing if entry[0] != which]
         if self.owner:
             self._send(C_CLOSE, bytes([which]))
             if which == 1:
@@ -432,20 +436,20 @@ class _Session:
 @contextmanager
 def _signals(numbers: list[int]) -> Iterator[int]:
     """A descriptor that delivers the numbers of these signals; the handlers before are put back."""
-    import signal
+    import _signal
 
     reader, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
     before: dict[int, object] = {}
-    wakeup = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    wakeup = _signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     try:
         for number in numbers:
-            before[number] = signal.signal(number, lambda number, frame: None)
+            before[number] = _signal.signal(number, lambda number, frame: None)
         yield reader
     finally:
         for number, handler in before.items():
             # None: it was not set by Python, and cannot be put back from here
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)  # type: ignore[arg-type]
-        signal.set_wakeup_fd(wakeup)
+            _signal.signal(number, _signal.SIG_DFL if handler is None else handler)
+        _signal.set_wakeup_fd(wakeup)
         os.close(reader)
         os.close(writer)
 

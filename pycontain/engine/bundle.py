@@ -280,8 +280,8 @@ def run_options(options: Options, hostname: str, user: identity.User | None = No
 
 def _known_capabilities() -> list[str]:
     """What this process may give away: its bounding set (capabilities(7)); more than that execve would refuse."""
-    with open("/proc/self/status", encoding="ascii", errors="replace") as file:
-        line = next(line for line in file if line.startswith("CapBnd:"))
+    with open("/proc/self/status", "rb") as file:
+        line = next(line for line in file if line.startswith(b"CapBnd:"))
     mask = int(line.split()[1], 16)
     return [name for name, number in identity.CAPS.items() if mask >> number & 1]
 

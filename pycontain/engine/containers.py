@@ -13,10 +13,10 @@ from __future__ import annotations
 
 import os
 import time
-from contextlib import contextmanager
 
 from pycontain.engine import files, names
 from pycontain.runtime.errors import Conflict, NotFound, PycontainError
+from pycontain.runtime.light import contextmanager, remove_tree
 from pycontain.runtime.state import boot_id, start_time
 
 TYPE_CHECKING = False
@@ -219,9 +219,7 @@ class Containers:
 
         The lock file goes last, so that a process which waits for it finds nothing left to do.
         """
-        import shutil
-
-        shutil.rmtree(container.run_directory, ignore_errors=True)
+        files.remove_directory(container.run_directory)
         record = container.path("container.json")
         if os.path.exists(record):
             os.unlink(record)
@@ -232,10 +230,10 @@ class Containers:
             if entry == "lock":
                 continue
             if os.path.isdir(path) and not os.path.islink(path):
-                shutil.rmtree(path)
+                remove_tree(path)
             else:
                 os.unlink(path)
-        shutil.rmtree(container.directory, ignore_errors=True)
+        files.remove_directory(container.directory)
         container.lock.release()
 
     def load(self, identifier: str) -> Container:

@@ -7,6 +7,7 @@ import os
 
 from pycontain.runtime.errors import KernelError, PycontainError
 from pycontain.runtime.jsontext import dump, parse
+from pycontain.runtime.light import remove_tree
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -121,6 +122,18 @@ class Lock:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.release()
+
+
+def remove_directory(path: str) -> None:
+    """Remove a directory of ours and what is in it, as far as that is there and can be removed."""
+    try:
+        remove_tree(path)
+    except FileNotFoundError:
+        pass
+    except OSError:
+        import shutil
+
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def make_directory(path: str, mode: int = 0o700) -> None:

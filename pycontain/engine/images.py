@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-import re
 
 from pycontain.images import manifest as manifests
 from pycontain.images import reference as references
+from pycontain.images.descriptor import HEXADECIMAL
 from pycontain.runtime.errors import Conflict, NotFound, PycontainError
 
 TYPE_CHECKING = False
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from pycontain.images.descriptor import Descriptor
     from pycontain.images.manifest import ImageConfig, Manifest, Platform
     from pycontain.images.reference import Reference
-
-_ID = re.compile(r"(sha256:)?[0-9a-f]{3,64}", re.ASCII)
 
 
 class Image:
@@ -46,6 +44,12 @@ class Image:
         return self.manifest.config.size + sum(layer.size for layer in self.manifest.layers)
 
 
+def _is_id(text: str) -> bool:
+    """Whether it may be an image's id or the start of one."""
+    digits = text.removeprefix("sha256:")
+    return 3 <= len(digits) <= 64 and not digits.strip(HEXADECIMAL)
+
+
 def _platform(text: str | None) -> Platform | None:
     return manifests.Platform.parse(text) if text else None
 
@@ -63,7 +67,7 @@ def find(engine: Engine, text: str, platform: str | None = None) -> Image:
     Call it under ``engine.images.pin()`` where the content must stay.
     """
     refs = engine.images.refs()
-    if _ID.fullmatch(text):
+    if _is_id(text):
         by_id = _by_id(engine, text, refs)
         if by_id is not None:
             return by_id
@@ -177,7 +181,7 @@ def remove(engine: Engine, text: str, *, force: bool = False) -> list[str]:
     with engine.images.pin():
         image = find(engine, text)
     names = [other.reference for other in images(engine) if other.id == image.id]
-    by_id = _ID.fullmatch(text) is not None and not image.name.startswith(text)
+    by_id = _is_id(text) and not image.name.startswith(text)
     going = names if by_id else [image.reference]
     if len(names) == len(going):
         using = users(engine, image)
@@ -257,6 +261,7 @@ def row(image: Image) -> dict[str, Any]:
 
 def _since(created: str | None) -> str:
     import calendar
+    import re
 
     from pycontain.engine import inspect
 

@@ -8,7 +8,6 @@ A wish is plain data, kept in container.json:
 from __future__ import annotations
 
 import os
-import re
 
 from pycontain.engine import files, values
 from pycontain.runtime.errors import NotFound, PycontainError
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 _PROPAGATION = ("private", "rprivate", "shared", "rshared", "slave", "rslave")
-_TMPFS_OPTIONS = re.compile(
+_TMPFS_OPTIONS = (
     r"(size|nr_inodes|nr_blocks)=\d+[kmgKMG%]?|mode=[0-7]{1,4}|(uid|gid)=\d{1,10}"
     r"|rw|ro|exec|noexec|suid|nosuid|dev|nodev|atime|noatime|diratime|nodiratime|relatime|norelatime|strictatime|sync|async"
 )
@@ -39,7 +38,7 @@ def volume(text: str) -> dict[str, Any]:
         wish["source"] = os.path.abspath(source)
         wish["options"] = ["rbind", "rprivate"]
         wish["create"] = True
-    elif source and not values.NAME.fullmatch(source):
+    elif source and not values.is_name(source):
         raise values.wrong("volume", text, f'"{source}" is not a name for a volume', "data:/data")
     wish["target"] = _target("volume", text, target)
     for word in parts[2].split(",") if len(parts) == 3 else ():
@@ -107,7 +106,7 @@ def _mount_of(text: str, keys: dict[str, str]) -> dict[str, Any]:
             )
         wish["options"] = ["bind" if _truth(text, keys, "bind-nonrecursive") else "rbind", propagation]
     elif kind == "volume":
-        if wish["source"] and not values.NAME.fullmatch(wish["source"]):
+        if wish["source"] and not values.is_name(wish["source"]):
             raise values.wrong(
                 "mount", text, f'"{wish["source"]}" is not a name for a volume', "source=data,target=/data"
             )
@@ -120,7 +119,7 @@ def _mount_of(text: str, keys: dict[str, str]) -> dict[str, Any]:
             wish["options"].append(f"size={values.size('mount', keys.pop('tmpfs-size'), 'tmpfs-size=64m')}")
         if "tmpfs-mode" in keys:
             mode = keys.pop("tmpfs-mode")
-            if not re.fullmatch(r"[0-7]{1,4}", mode):
+            if not 0 < len(mode) <= 4 or mode.strip("01234567"):
                 raise values.wrong("mount", text, f'the mode "{mode}" is not octal', "tmpfs-mode=1777")
             wish["options"].append(f"mode={mode}")
     if keys:
@@ -137,11 +136,13 @@ def _truth(text: str, keys: dict[str, str], key: str) -> bool:
 
 def tmpfs(text: str) -> dict[str, Any]:
     """``--tmpfs target[:options]``, with docker's default options."""
+    import re
+
     target, _, words = text.partition(":")
     wish = _wish("tmpfs", "", _target("tmpfs", text, target), False)
     given = [word for word in words.split(",") if word]
     for word in given:
-        if not _TMPFS_OPTIONS.fullmatch(word):
+        if not re.fullmatch(_TMPFS_OPTIONS, word):
             raise values.wrong("tmpfs", text, f'"{word}" is not an option of a tmpfs', "/run:size=16m,mode=755")
     defaults = [
         word for word in ("noexec", "nosuid", "nodev") if word not in given and word.removeprefix("no") not in given
@@ -241,8 +242,6 @@ def oci(data: str, wishes: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def remove_volumes(data: str, wishes: Sequence[dict[str, Any]]) -> None:
     """Remove the anonymous volumes among ``wishes``."""
-    import shutil
-
     for wish in wishes:
         if wish.get("anonymous"):
-            shutil.rmtree(os.path.dirname(volume_path(data, wish["source"])), ignore_errors=True)
+            files.remove_directory(os.path.dirname(volume_path(data, wish["source"])))

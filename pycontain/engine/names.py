@@ -62,8 +62,8 @@ class Names:
 
     def owner(self, name: str) -> str | None:
         try:
-            with open(os.path.join(self.directory, name), encoding="ascii") as file:
-                return file.read(128).strip() or None
+            with open(os.path.join(self.directory, name), "rb") as file:
+                return file.read(128).decode("ascii").strip() or None
         except (OSError, ValueError):
             return None
 

@@ -7,7 +7,6 @@ rules and the same error texts hold for both.
 from __future__ import annotations
 
 import os
-import re
 
 from pycontain.engine import mounts, values
 from pycontain.runtime.errors import PycontainError, Unsupported
@@ -235,6 +234,8 @@ def _security(options: Options, given: Mapping[str, object]) -> None:
     options.cap_add = [parse_cap(text) for text in _list(given, "cap-add")]
     options.cap_drop = [parse_cap(text) for text in _list(given, "cap-drop")]
     for text in _list(given, "security-opt"):
+        import re
+
         name, found, value = re.sub("^([a-z-]+):", r"\1=", text).partition("=")
         if name == "no-new-privileges" and (not found or value in ("true", "false")):
             options.no_new_privileges = value != "false"

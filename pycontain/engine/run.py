@@ -7,8 +7,8 @@ attach → end → teardown                   (run in the foreground)
 
 from __future__ import annotations
 
+import _socket
 import os
-import socket
 import sys
 import time
 
@@ -38,7 +38,7 @@ class Started:
     __slots__ = ("container", "interactive", "owner", "pid", "terminal")
 
     def __init__(
-        self, container: Container, pid: int, owner: socket.socket | None, *, terminal: bool, interactive: bool
+        self, container: Container, pid: int, owner: _socket.socket | None, *, terminal: bool, interactive: bool
     ) -> None:
         self.container = container
         self.pid = pid
@@ -48,7 +48,7 @@ class Started:
 
     def signal(self, number: int) -> None:
         """Send a signal to this process, by pidfd; nothing happens where it has ended."""
-        import signal
+        from _signal import pidfd_send_signal
 
         try:
             fd = os.pidfd_open(self.pid)
@@ -56,7 +56,7 @@ class Started:
             return
         try:
             # While the owner's socket is open the supervisor, its parent, has not let go of the pid.
-            signal.pidfd_send_signal(fd, number)
+            pidfd_send_signal(fd, number)
         except ProcessLookupError:
             pass
         finally:
@@ -158,7 +158,7 @@ def start(
         teardown.remove_leftover(engine, container)
     opened: list[int] = []
     launcher: Launcher | None = None
-    owner: socket.socket | None = None
+    owner: _socket.socket | None = None
     lease = None
     try:
         from pycontain.engine import bundle, files
@@ -228,7 +228,7 @@ def start(
 
 def _plumbing(
     engine: Engine, container: Container, config: dict[str, Any], lease: Any, opened: list[int], own: bool
-) -> tuple[dict[str, Any], socket.socket | None, int | None]:
+) -> tuple[dict[str, Any], _socket.socket | None, int | None]:
     """The supervisor's arguments, our end of the owner's socket, and the socket that init sends a terminal to."""
     options = container.options
     listener = supervise.listen(teardown.attach_socket(container))
@@ -247,11 +247,11 @@ def _plumbing(
     }
     owner = console = None
     if own:
-        owner, theirs = socket.socketpair()
+        owner, theirs = _socket.socketpair()
         opened.append(theirs.detach())
         arguments["owner_fd"] = opened[-1]
     if config["process"].get("terminal"):
-        ours, theirs = socket.socketpair()
+        ours, theirs = _socket.socketpair()
         opened += [ours.detach(), theirs.detach()]
         console, arguments["console_fd"] = opened[-2], opened[-1]
     return arguments, owner, console
@@ -378,8 +378,6 @@ def exec_(
 
     Its bytes go through a supervisor of its own, so that no descriptor of ours, and no terminal, gets inside.
     """
-    import shutil
-
     from pycontain.engine import bundle, files
 
     if container.status() == "paused":
@@ -395,7 +393,7 @@ def exec_(
     directory = os.path.join(container.run_directory, f"exec-{os.urandom(8).hex()}")
     files.make_directory(directory)
     opened: list[int] = []
-    owner: socket.socket | None = None
+    owner: _socket.socket | None = None
     console = None
     launcher = None
     detach = attach is None
@@ -407,11 +405,11 @@ def exec_(
             "env": {},
         }
         if not detach:
-            owner, theirs = socket.socketpair()
+            owner, theirs = _socket.socketpair()
             opened.append(theirs.detach())
             arguments["owner_fd"] = opened[-1]
         if terminal:
-            ours, theirs = socket.socketpair()
+            ours, theirs = _socket.socketpair()
             opened += [ours.detach(), theirs.detach()]
             console, arguments["console_fd"] = opened[-2], opened[-1]
         launcher = Launcher(**arguments)
@@ -434,4 +432,4 @@ def exec_(
 
             attaching.done(owner)
         if not detach:
-            shutil.rmtree(directory, ignore_errors=True)
+            files.remove_directory(directory)

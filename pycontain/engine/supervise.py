@@ -6,17 +6,22 @@ the supervisor is started by posix_spawn(3) from a sealed memfd and leaves our p
 
 from __future__ import annotations
 
+import _socket
 import fcntl
 import os
-import signal
-import socket
 import stat
 import struct
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from _signal import SIGKILL, pidfd_send_signal, valid_signals
 
+from pycontain.runtime import jsontext
 from pycontain.runtime.errors import Conflict, KernelError, NotFound, PycontainError, Unsupported
+from pycontain.runtime.light import NamedTuple
 from pycontain.runtime.namespaces import sealed_memfd
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from typing import Any, Literal
 
 FORMAT = 1
 START_TIMEOUT = 30.0  # seconds; the supervisor answers within milliseconds unless the host is swapping
@@ -66,8 +71,8 @@ class Supervisor:
 
     __slots__ = ("_control", "child_pid", "pid")
 
-    def __init__(self, control: socket.socket, pid: int, child_pid: int) -> None:
-        self._control: socket.socket | None = control
+    def __init__(self, control: _socket.socket, pid: int, child_pid: int) -> None:
+        self._control: _socket.socket | None = control
         self.pid = pid
         self.child_pid = child_pid
         """The pid of the process that runs ``child_argv``."""
@@ -150,7 +155,7 @@ def spawn(
         )
     environment = os.environ if env is None else env
     opened: list[int] = []
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
     try:
         opened.append(theirs.detach())
         exit_dir = _open_dir(exit_path, opened)
@@ -192,7 +197,7 @@ def spawn(
         opened.append(fcntl.fcntl(image, fcntl.F_DUPFD_CLOEXEC, above))
         try:
             # Every signal is blocked until the supervisor has left our process group: a Ctrl-C is for us.
-            path, blocked = f"/proc/self/fd/{opened[-1]}", signal.valid_signals()
+            path, blocked = f"/proc/self/fd/{opened[-1]}", valid_signals()
             pid = os.posix_spawn(path, argv, environment, file_actions=actions, setsigmask=blocked)
         except OSError as error:
             raise KernelError("start the supervisor: posix_spawn", error.errno or 0) from error
@@ -226,7 +231,7 @@ def listen(path: str) -> int:
     A socket of that name that was left behind is replaced. The path may be longer than sun_path's 108 bytes.
     """
     directory = _open_dir(path, [])
-    server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    server = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_NONBLOCK)
     name = os.path.basename(path)
     try:
         found = os.stat(directory)
@@ -288,7 +293,7 @@ def finished(exit_path: str, pid_file: str) -> bool:
     return found is None or not found.alive()
 
 
-def kill(processes: Processes, *, container: bool = False, number: int = signal.SIGKILL, wait: float = 10.0) -> bool:
+def kill(processes: Processes, *, container: bool = False, number: int = SIGKILL, wait: float = 10.0) -> bool:
     """Send a signal to the supervisor (or its container) by pidfd, never to a process that has got the same pid.
 
     For SIGKILL it also waits, up to ``wait`` seconds, until the process is gone. False where it was gone already.
@@ -310,12 +315,12 @@ def kill(processes: Processes, *, container: bool = False, number: int = signal.
         if start_time(pid) != wanted:
             return False
         try:
-            signal.pidfd_send_signal(fd, number)
+            pidfd_send_signal(fd, number)
         except ProcessLookupError:
             return False
         except OSError as error:
             raise KernelError(f"send signal {int(number)} to process {pid}", error.errno or 0) from error
-        if number == signal.SIGKILL:
+        if number == SIGKILL:
             poll = select.poll()
             poll.register(fd, select.POLLIN)
             poll.poll(wait * 1000)
@@ -336,7 +341,7 @@ def start_time(pid: int) -> int | None:
     return int(fields[19])
 
 
-def _answer(control: socket.socket, wanted: bytes) -> tuple[int, int]:
+def _answer(control: _socket.socket, wanted: bytes) -> tuple[int, int]:
     control.settimeout(START_TIMEOUT)
     try:
         message = control.recv(64)
@@ -383,11 +388,9 @@ def _sealed(path: str) -> int:
 
 
 def _read_json(path: str, what: str) -> dict[str, Any] | None:
-    import json
-
     try:
         with open(path, "rb") as file:
-            data = json.loads(file.read(4096))
+            data = jsontext.loads(file.read(4096))
     except FileNotFoundError:
         return None
     except OSError as error:

@@ -7,9 +7,8 @@ tmpfs, then the record; so that whatever is left after a kill -9 still has a rec
 from __future__ import annotations
 
 import os
-import shutil
 
-from pycontain.engine import supervise
+from pycontain.engine import files, supervise
 from pycontain.engine.containers import Container
 from pycontain.runtime import lifecycle
 from pycontain.runtime.errors import Conflict, NotFound, PycontainError
@@ -59,7 +58,7 @@ def finish(engine: Engine, container: Container) -> None:
 
         engine.network.release(container.id)
         members.refresh(engine)
-    shutil.rmtree(container.run_directory, ignore_errors=True)
+    files.remove_directory(container.run_directory)
     if ended is not None:
         state.update(ended)
         state.update(status="exited", pid=0, start_time=0)

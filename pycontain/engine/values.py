@@ -7,7 +7,6 @@ option as it is written on the command line (the Python API's ``memory=`` is ``-
 from __future__ import annotations
 
 import os
-import re
 
 from pycontain.runtime.errors import PycontainError
 
@@ -16,9 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 _UNITS = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40, "p": 1 << 50}
-_SIZE = re.compile(r"(\d+(?:\.\d+)?) ?([kmgtp]?)(?:i?b)?", re.ASCII | re.IGNORECASE)
-NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]+", re.ASCII)
-_NUMBER = re.compile(r"-?\d{1,18}", re.ASCII)
+_IN_NAMES = dict.fromkeys(map(ord, "_.-"))
 _MOST_FILE_BYTES = 1 << 20
 
 
@@ -29,7 +26,9 @@ def wrong(option: str, value: str, problem: str, example: str = "") -> Pycontain
 
 def size(option: str, text: str, example: str = "64m") -> int:
     """``64m`` → 67108864: bytes, with b, k, m, g, t or p (powers of 1024), as docker reads sizes."""
-    match = _SIZE.fullmatch(text)
+    import re
+
+    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([kmgtp]?)(?:i?b)?", text, re.ASCII | re.IGNORECASE)
     if match is None:
         raise wrong(option, text, "not a size (wanted a number with b, k, m or g)", example)
     result = int(float(match[1]) * _UNITS[match[2].lower()])
@@ -40,11 +39,15 @@ def size(option: str, text: str, example: str = "64m") -> int:
 
 def number(option: str, text: str, low: int, high: int, example: str) -> int:
     """A decimal number between ``low`` and ``high``."""
-    if not _NUMBER.fullmatch(text):
+    if not _is_digits(text.removeprefix("-"), 18):
         raise wrong(option, text, "not a number", example)
     if not low <= int(text) <= high:
         raise wrong(option, text, f"out of range ({low} to {high})", example)
     return int(text)
+
+
+def _is_digits(text: str, most: int) -> bool:
+    return text.isascii() and text.isdecimal() and len(text) <= most
 
 
 def memory(text: str) -> int:
@@ -67,6 +70,8 @@ def memory_swap(text: str, limit: int) -> int:
 
 def cpu_quota(text: str) -> int:
     """Processors' time in microseconds of every 100 ms: ``0.5`` → 50000."""
+    import re
+
     count = os.cpu_count() or 1
     if not re.fullmatch(r"\d{1,6}(\.\d{0,9})?|\.\d{1,9}", text, re.ASCII):
         raise wrong("cpus", text, "not a number of processors", "0.5")
@@ -83,7 +88,7 @@ def cpu_list(option: str, text: str) -> str:
     for part in text.split(","):
         low, dash, high = part.partition("-")
         ends = (low, high) if dash else (low,)
-        if not all(re.fullmatch(r"\d{1,5}", end, re.ASCII) for end in ends) or int(ends[0]) > int(ends[-1]):
+        if not all(_is_digits(end, 5) for end in ends) or int(ends[0]) > int(ends[-1]):
             raise wrong(option, text, "not a list of processors", "0-1")
         if int(ends[-1]) >= (os.cpu_count() or 1):
             raise wrong(
@@ -154,19 +159,24 @@ def labels(entries: Sequence[str]) -> dict[str, str]:
 
 def check_address(option: str, text: str, address: str) -> str:
     """``address`` if it is an IPv4 or IPv6 address as inet_pton(3) reads it."""
-    import socket
+    import _socket
 
-    for family in (socket.AF_INET, socket.AF_INET6):
+    for family in (_socket.AF_INET, _socket.AF_INET6):
         try:
-            socket.inet_pton(family, address)
+            _socket.inet_pton(family, address)
         except (OSError, ValueError):
             continue
         return address
     raise wrong(option, text, f'"{address}" is not an address', "192.0.2.1")
 
 
+def is_name(text: str) -> bool:
+    """Whether it may name a container or a volume: letters, digits, _ . and -, at least two, not first one of _ . -."""
+    return len(text) > 1 and text[0].isalnum() and text.isascii() and text.translate(_IN_NAMES).isalnum()
+
+
 def container_name(text: str) -> str:
-    if not NAME.fullmatch(text) or len(text) > 128:
+    if not is_name(text) or len(text) > 128:
         raise wrong(
             "name", text, "not a name (letters, digits, _ . and -, at least two, the first a letter or digit)", "web"
         )
@@ -182,12 +192,16 @@ def absolute(option: str, text: str, path: str, example: str) -> str:
     return "/" + os.path.normpath(path).lstrip("/")
 
 
+def _is_access(text: str) -> bool:
+    return 0 < len(text) <= 3 and not text.strip("rwm")
+
+
 def device(text: str) -> dict[str, str]:
     """``host[:container[:rwm]]`` → {host, container, permissions}; ``host:rwm`` is docker's short form."""
     parts = text.split(":")
     host = parts[0]
     container, permissions = host, "rwm"
-    if len(parts) == 2 and re.fullmatch(r"[rwm]{1,3}", parts[1]):
+    if len(parts) == 2 and _is_access(parts[1]):
         permissions = parts[1]
     elif len(parts) == 2:
         container = parts[1]
@@ -197,7 +211,7 @@ def device(text: str) -> dict[str, str]:
         raise wrong("device", text, "not HOST[:CONTAINER[:rwm]]", "/dev/fuse")
     if not host.startswith("/"):
         raise wrong("device", text, "the host's path is not absolute", "/dev/fuse")
-    if not re.fullmatch(r"[rwm]{1,3}", permissions):
+    if not _is_access(permissions):
         raise wrong("device", text, f'"{permissions}" is not made of r, w and m', "/dev/fuse:/dev/fuse:rw")
     return {"host": host, "container": absolute("device", text, container, "/dev/fuse"), "permissions": permissions}
 

@@ -7,6 +7,7 @@ import os
 import pty
 import signal
 import subprocess
+import sys
 import termios
 import time
 from pathlib import Path
@@ -14,6 +15,8 @@ from pathlib import Path
 import pytest
 
 from tests.engine_tools import IMAGE, Host, read_until
+from tests.runtime_tools import REPOSITORY
+from tests.unit.test_import_budget import heavy
 
 pytestmark = [
     pytest.mark.needs("root", "overlayfs", "bridge", "veth", "nft"),
@@ -34,6 +37,17 @@ def wait_for(condition: object, seconds: float = 10) -> None:
 def test_output_goes_where_it_was_written_and_the_status_is_the_commands(host: Host) -> None:
     done = host("run", "--rm", IMAGE, "sh", "-c", "echo out; echo err >&2; exit 7", status=7)
     assert (done.stdout, done.stderr) == ("out\n", "err\n")
+
+
+@pytest.mark.namespaces_only("what a machine is made with may weigh more than a container")
+def test_a_run_imports_nothing_heavy(host: Host) -> None:
+    host("run", "--rm", IMAGE, "true")  # the first one reads the image and makes the network
+    code = f"import sys; sys.path.insert(0, {str(REPOSITORY)!r}); from pycontain.cli import main; main()"
+    words = host.argv("run", "--rm", IMAGE, "true")[3:]  # without the interpreter and its -m
+    command = [sys.executable, "-I", "-S", "-X", "utf8", "-X", "importtime", "-c", code, *words]
+    done = subprocess.run(command, env=host.environment, capture_output=True, text=True, check=True)
+    names = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
+    assert "pycontain.network.lease" in names and heavy(names) <= {"struct"}
 
 
 @pytest.mark.parametrize("status", [0, 1, 125, 255])

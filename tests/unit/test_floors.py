@@ -17,7 +17,7 @@ ROOMS = ("pycontain", "images", "network", "runtime")
 
 # The floors of the runtime, from the ground up. A module imports from its own floor and from those below.
 RUNTIME = (
-    {"errors", "jsontext", "paths"},
+    {"errors", "jsontext", "light", "paths"},
     {"kernel", "spec", "state"},
     {"plan"},
     {"channel", "executor", "terminal", "idmaps", "rootless", "seccomp_agent", "handover", "shared_mounts"},
@@ -27,7 +27,7 @@ RUNTIME = (
     {"main", "verbs"},
     {"start"},
 )
-GROUND = tuple(f"pycontain.runtime.{room}" for room in ("errors", "kernel", "spec", "jsontext", "paths"))
+GROUND = tuple(f"pycontain.runtime.{room}" for room in ("errors", "kernel", "spec", "jsontext", "light", "paths"))
 # It looks at every room from above, and is used by one command.
 COMPARISON = "pycontain.isolation"
 FACES = ("pycontain.cli", "pycontain.api", "pycontain.commands", "pycontain.__main__")

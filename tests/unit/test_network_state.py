@@ -68,7 +68,7 @@ def test_an_unknown_version_is_refused_by_name(directory: Directory, tmp_path: p
     with directory as files:
         files.add(record())
     path = pathlib.Path(directory.path, "leases/10.118.0.2")
-    path.write_text(path.read_text().replace('"version": 1', '"version": 2'))
+    path.write_text(path.read_text().replace('"version":1', '"version":2'))
     with directory as files, pytest.raises(Conflict) as caught:
         files.records()
     assert caught.value.message == f"{path} has version 2, wanted 1: it was written by another pycontain"

@@ -63,8 +63,9 @@ def _known(found: Results) -> tuple[list[Level], list[Measure]]:
     """The levels and measures that a run is of. Raises Conflict where this build does not have one of them."""
     levels = {level.name: level for level in LEVELS}
     measures = {measure.name: measure for measure in MEASURES}
-    for name in (*(found.levels.keys() - levels.keys()), *(found.measures.keys() - measures.keys())):
-        raise Conflict(f'cannot go on with {found.path}: it has "{name}", which this version does not have')
+    gone = [name for name in [*found.levels, *found.measures] if name not in levels and name not in measures]
+    if gone:
+        raise Conflict(f"cannot go on with {found.path}: this version does not have {', '.join(gone)}")
     return [levels[name] for name in found.levels], [measures[name] for name in found.measures]
 
 

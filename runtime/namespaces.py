@@ -13,7 +13,6 @@ from fcntl import F_ADD_SEALS, F_DUPFD_CLOEXEC, F_SEAL_GROW, F_SEAL_SEAL, F_SEAL
 
 from pycontain.runtime import channel
 from pycontain.runtime.errors import KernelError, NotFound, PycontainError, errno_text
-from pycontain.runtime.paths import read_bounded
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -35,11 +34,14 @@ _EXEC, _NOEXEC_SEAL = 0x10, 8  # of memfd_create(2), since Linux 6.3
 _SEALS = F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE
 INIT = f"{__file__.rpartition('/')[0]}/init/pycontain-init"
 _UNSHARED_SECONDS = 10.0
+_COPY_BYTES = 1 << 30
 _PID_MAX = 1 << 22  # proc_sys_kernel(5)
 
 
-def sealed_memfd(name: str, data: bytes, *, executable: bool = False) -> int:
-    """A memfd with ``data`` that nobody, the container included, can change or extend (memfd_create(2)).
+def sealed_memfd(name: str, data: bytes | int, *, executable: bool = False) -> int:
+    """A memfd that nobody, the container included, can change or extend (memfd_create(2)).
+
+    ``data``: what is in it, or the descriptor of a file whose bytes these are, which the kernel copies by itself.
 
     ``executable``: says so to a kernel that makes none executable by itself. Raises KernelError where it never does.
     """
@@ -51,18 +53,32 @@ def sealed_memfd(name: str, data: bytes, *, executable: bool = False) -> int:
             hint = "sysctl -w vm.memfd_noexec=1" if error.errno == EACCES else None
             raise KernelError(f"cannot hold {name} in memory", error.errno or 0, hint=hint) from None
         fd = os.memfd_create(name, flags)
-    while data:
-        data = data[os.write(fd, data) :]
+    if isinstance(data, int):
+        while os.sendfile(fd, data, None, _COPY_BYTES):
+            pass
+    else:
+        while data:
+            data = data[os.write(fd, data) :]
     fcntl(fd, F_ADD_SEALS, _SEALS)
     return fd
 
 
 def init_program() -> int:
-    """A sealed memfd with the static init. Raises NotFound where it was not built."""
+    """A sealed memfd with the static init, a new one each time: one that a container got hold of starts no other.
+
+    Raises NotFound where init was not built.
+    """
     try:
-        return sealed_memfd("pycontain-init", read_bounded(INIT), executable=True)
-    except NotFound as error:
-        raise NotFound(f"cannot start a container: {error.message}", hint="make -C runtime/init") from None
+        fd = os.open(INIT, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        hint = "make -C runtime/init"
+        raise NotFound(f"cannot start a container: cannot read {INIT}: it does not exist", hint=hint) from None
+    except OSError as error:
+        raise KernelError(f"cannot read {INIT}", error.errno or 0) from None
+    try:
+        return sealed_memfd("pycontain-init", fd, executable=True)
+    finally:
+        os.close(fd)
 
 
 class Process:

@@ -83,6 +83,8 @@ def configuration(job: Job, kind: Kind, *, root: str, cgroup: str, hostname: str
         options.mounts = [
             *options.mounts,
             {"destination": "/host", "type": "bind", "source": "/", "options": ["rbind", "rw"]},
+            # Not the host's mount, which need not be there; the same queues, as they are the ipc namespace's.
+            {"destination": "/dev/mqueue", "type": "mqueue", "source": "mqueue", "options": ["nosuid", "noexec"]},
         ]
     elif kind.seccomp:
         options.seccomp = default_profile([] if kind.bare else DEFAULT_CAPABILITIES)

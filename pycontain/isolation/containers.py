@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
+import sys
 from collections.abc import Sequence
+from dataclasses import replace
 
 from pycontain.isolation import bundle, rootfs
 from pycontain.isolation.bundle import Kind
 from pycontain.isolation.child import Child
 from pycontain.isolation.model import Job, Level
 from pycontain.isolation.tenants import Base, Running
+from pycontain.isolation.users import delegate, reachable
 from pycontain.isolation.world import World
+from pycontain.runtime.errors import PycontainError
+from pycontain.runtime.kernel.cgroup import hierarchies, mode_of
+from pycontain.runtime.vm import accel
+from pycontain.runtime.vm import settings as vm_settings
+from pycontain.runtime.vm.parts import kernel_of
 
 _VERB_SECONDS = 20.0
 
@@ -122,16 +132,59 @@ class Peer(Container):
 
 
 class Sandbox(Peer):
-    """gVisor's runsc: its ptrace platform runs everywhere, and it needs no cgroup and no network of its own."""
+    """gVisor's runsc. Its ptrace platform runs everywhere."""
 
-    options = ("--platform=ptrace", "--ignore-cgroups", "--network=none")
+    options = ("--platform=ptrace", "--network=none")
+
+
+class _Users(Contained):
+    """A container of an unprivileged user's. Where cgroups are version 2, that user has the tenant's (delegation)."""
+
+    def __init__(self, world: World, level: Level, job: Job, kind: Kind) -> None:
+        self.state = f"{world.public}/state-{bundle.USER}"
+        super().__init__(world, level, job, [*world.mine, "--root", self.state], kind)
+        self.user = bundle.USER
+        self.mounts = reachable(world)
+        self.environment["HOME"] = "/"
+
+    def prepare(self) -> None:
+        if not os.path.isdir(self.state):
+            os.mkdir(self.state, 0o700)
+            os.chown(self.state, self.user, self.user)
+        if self.kind.limits:
+            delegate(self._group, self.user)
+            delegate(self.command, self.user)
+        super().prepare()
 
 
 class Rootless(Container):
     """pycontain-runtime in the name of a user who is not root."""
 
-    def lacks(self, world: World) -> str | None:
-        return "not built yet"
+    def made(self, world: World, job: Job) -> Running:
+        return _Users(world, self, job, replace(self.kind, limits=mode_of(hierarchies()) == "v2"))
+
+
+class _Guest(Contained):
+    """A container in a machine. With a bind in it the machine is booted, else it is a clone of a template."""
+
+    def __init__(self, world: World, level: Machine, job: Job) -> None:
+        super().__init__(world, level, job, mine(world), level.kind)
+        self.environment["PYCONTAIN_VM_CONFIG"] = level.settings_file(world)
+
+    def prepare(self) -> None:
+        self.disk = f"{self.world.scratch(self.id)}/disk"
+        super().prepare()
+
+    def run_words(self) -> list[str]:
+        root = self.runtime[self.runtime.index("--root") + 1]
+        front = [sys.executable, "-P", "-m", "pycontain.isolation.boot"]
+        return [*front, root, self.bundle, rootfs.disk(self.world), self.disk, self.id]
+
+    def clear(self) -> None:
+        super().clear()
+        folder = os.path.dirname(self.disk)
+        if os.path.isdir(folder):
+            shutil.rmtree(folder)
 
 
 class Machine(Container):
@@ -142,4 +195,38 @@ class Machine(Container):
         self.accel = accel
 
     def lacks(self, world: World) -> str | None:
-        return "not built yet"
+        settings = vm_settings.load({})
+        if world.bin(settings.hypervisor) is None:
+            return f"{settings.hypervisor} is not installed"
+        if settings.kernel is None:
+            try:
+                accel.fetched(settings.cache)
+            except (OSError, PycontainError):
+                return f"there is no kernel for machines in {settings.cache}"
+        if self.accel == "kvm":
+            settings.accel = "auto"
+            found = accel.verdict(settings)
+            return None if found.accel == "kvm" else found.reason
+        return None
+
+    def made(self, world: World, job: Job) -> Running:
+        return _Guest(world, self, job)
+
+    def settings_file(self, world: World) -> str:
+        """The operator's settings with this acceleration."""
+        path = f"{world.directory}/{self.name}.toml"
+        if not os.path.exists(path):
+            settings = {**vars(vm_settings.load({})), "accel": self.accel}
+            with open(path, "w") as file:
+                for key, value in settings.items():
+                    if value is not None:  # JSON's strings, numbers, booleans and lists are TOML's
+                        file.write(f"{key} = {json.dumps(value)}\n")
+        return path
+
+
+def fetch() -> None:
+    """Have a kernel for machines, which may have to be fetched: outside of a world, which has no network. Raises
+    PycontainError where there is none to be had."""
+    settings = vm_settings.load({})
+    if shutil.which(settings.hypervisor):
+        kernel_of(settings)

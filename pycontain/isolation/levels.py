@@ -41,18 +41,18 @@ LEVELS: tuple[Level, ...] = (
     Rootless(
         "rootless",
         "rootless container",
-        "the same container made by pycontain-runtime in the name of an unprivileged user, who may map one id and has "
-        "no cgroup: no limits",
-        Kind(rootless=True, limits=False),
+        "the same container made by pycontain-runtime in the name of an unprivileged user, who may map one id; its "
+        "limits are nobody's on cgroup v1, where a user has no cgroup",
+        Kind(rootless=True),
     ),
     Peer("runc", "container by runc", "the bundle of the level container, run by runc", Kind()),
     Peer("crun", "container by crun", "the bundle of the level container, run by crun", Kind()),
     Sandbox(
         "runsc",
         "gVisor (runsc)",
-        "the bundle of the level container, run by gVisor's runsc: a kernel in user space, by ptrace; its limits are "
-        "those of the cgroup around it",
-        Kind(limits=False),
+        "the bundle of the level container, run by gVisor's runsc: a kernel in user space, on its ptrace platform; "
+        "the limits hold for kernel and program together",
+        Kind(),
     ),
     Machine(
         "vm-tcg",

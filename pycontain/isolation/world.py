@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import select
 import shutil
 import signal
 import socket
@@ -148,38 +149,52 @@ def enter(main: Callable[[World], int]) -> int:
     sys.stdout.flush()
     sys.stderr.flush()
     sweeper, held = _sweeper(id)
+    alive, ours = os.pipe2(os.O_CLOEXEC)
     keeper = os.fork()
     if not keeper:
-        _keep(main, id, held)
+        os.close(ours)
+        _keep(main, id, held, alive)
+    os.close(alive)
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # the world's own process gets it too, and says what to do
     try:
         status = _wait(keeper)
     finally:
+        os.close(ours)
         os.close(held)
         os.waitpid(sweeper, 0)
         signal.signal(signal.SIGINT, before)
     return status
 
 
-def _keep(main: Callable[[World], int], id: str, held: int) -> None:
+def _die_with(alive: int) -> None:
+    """Die with the parent, which holds the other end of ``alive``: it may be dead by now, and the signal missed."""
+    syscalls.die_with_parent()
+    if select.select([alive], [], [], 0)[0]:
+        os._exit(128 + signal.SIGKILL)
+    os.close(alive)
+
+
+def _keep(main: Callable[[World], int], id: str, held: int, alive: int) -> None:
     """The parent of the world's first process, which makes the pid namespace. Does not return."""
     try:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        syscalls.die_with_parent()
+        _die_with(alive)
+        alive, ours = os.pipe2(os.O_CLOEXEC)
         syscalls.unshare(_CLONE_NEWPID)
         first = os.fork()
         if not first:
-            _first(main, id, held)
+            os.close(ours)
+            _first(main, id, held, alive)
         os.close(held)
         os._exit(_wait(first))
     except BaseException as error:
         _last_words(error)
 
 
-def _first(main: Callable[[World], int], id: str, held: int) -> None:
+def _first(main: Callable[[World], int], id: str, held: int, alive: int) -> None:
     """Process 1 of the world: prepares it, reaps. Does not return."""
     try:
-        syscalls.die_with_parent()
+        _die_with(alive)
         syscalls.unshare(_CLONE_NEWNS | _CLONE_NEWUTS | _CLONE_NEWIPC | _CLONE_NEWNET)
         _mounts(proc=True)
         _loopback()
@@ -253,6 +268,7 @@ def here() -> Iterator[World]:
 
 @contextmanager
 def _world(id: str) -> Iterator[World]:
+    umask = os.umask(0o022)
     os.mkdir(DIRECTORY, 0o700)
     os.mkdir(PUBLIC, 0o711)
     cap = f"/{PREFIX}{id}"
@@ -262,6 +278,7 @@ def _world(id: str) -> Iterator[World]:
         with world._closing:
             yield world
     finally:
+        os.umask(umask)
         remove_cgroup(group)
 
 

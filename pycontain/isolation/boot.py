@@ -1,0 +1,43 @@
+"""``python -m pycontain.isolation.boot ROOT BUNDLE IMAGE DISK ID``: pycontain-runtime's ``run`` from a disk image.
+
+The OCI command takes a directory, and a machine that shares one with the host cannot be a clone of a template. The
+engine gives a machine an image and a disk of its own, and so does this; all else is as ``run`` does it.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from pycontain.runtime import control, creation
+from pycontain.runtime.errors import PycontainError
+from pycontain.runtime.main import Signals, ended, foreground, report
+
+
+def run(root: str, bundle: str, image: str, disk: str, id: str) -> int:
+    """The status of the container's program; the container is deleted then. Raises what `creation.create` raises."""
+    signals = Signals()
+    rootfs = {"kind": "image", "path": image, "disk": disk}
+    running = creation.create(id, bundle, root=root, rootfs=rootfs, listen=False)
+    try:
+        running.start()
+        status = foreground(running, None, signals)
+    except BaseException:
+        control.delete(id, root=root, force=True)
+        os.waitpid(running.pid, 0)
+        raise
+    ended(id, root)
+    return status
+
+
+def main() -> None:
+    try:
+        status = run(*sys.argv[1:])
+    except PycontainError as error:
+        report(error, {})
+        status = error.exit_code
+    os._exit(status)
+
+
+if __name__ == "__main__":
+    main()

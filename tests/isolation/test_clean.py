@@ -1,0 +1,117 @@
+"""A run that is killed at any moment leaves nothing: no process, cgroup, mount, link or file."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from pycontain.isolation import world as worlds
+
+pytestmark = pytest.mark.needs("root")
+_RUN = """
+import sys
+from pycontain.isolation import world
+from pycontain.isolation.levels import level
+from pycontain.isolation.model import Job
+
+def main(made):
+    open(made.scratch("data") + "/file", "w").close()
+    job = Job(("/bin/sh", "-c", "echo up; sleep 1234 & wait"))
+    tenants = [level(name).start(made, job) for name in ("process", "chroot", "container", "rootless")]
+    for tenant in tenants:
+        tenant.line()
+    print("up", flush=True)
+    tenants[0].line(600)
+    return 0
+
+sys.exit(world.enter(main))
+"""
+
+
+def start() -> subprocess.Popen[bytes]:
+    return subprocess.Popen([sys.executable, "-c", _RUN], stdout=subprocess.PIPE)
+
+
+def below(pid: int) -> list[int]:
+    """Every process that descends from it."""
+    parents = {}
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            try:
+                parents[int(name)] = int(Path(f"/proc/{name}/stat").read_text().rpartition(")")[2].split()[1])
+            except OSError:
+                continue  # it has ended
+    found = [pid]
+    for one in found:
+        found += [child for child, parent in parents.items() if parent == one]
+    return found[1:]
+
+
+def gone(pids: list[int], id: str, seconds: float = 15.0) -> list[str]:
+    """What is still there of a world, when that time is over."""
+    until = time.monotonic() + seconds
+    while True:
+        left = [str(pid) for pid in pids if Path(f"/proc/{pid}").exists()]
+        left += [found for found in worlds.leftovers() if found.startswith(id)]
+        left += [line for line in Path("/proc/self/mountinfo").read_text().splitlines() if worlds.PUBLIC in line]
+        if not left or time.monotonic() > until:
+            return left
+        time.sleep(0.02)
+
+
+def test_a_killed_run_leaves_nothing() -> None:
+    run = start()
+    assert run.stdout is not None and run.stdout.readline() == b"up\n"
+    pids = below(run.pid)
+    names = [Path(f"/proc/{pid}/cmdline").read_bytes() for pid in pids]
+    assert sum(b"sleep\x001234" in name for name in names) == 4, names
+    assert [id for id in worlds.leftovers() if id.startswith(f"{run.pid}-")]
+    run.kill()
+    run.wait()
+    run.stdout.close()
+    assert gone(pids, f"{run.pid}-") == []
+
+
+@pytest.mark.parametrize("moment", [0.15, 0.3, 0.45])
+def test_at_any_moment(moment: float) -> None:
+    run = start()
+    time.sleep(moment)
+    pids = below(run.pid)
+    run.kill()
+    run.communicate()
+    assert gone(pids, f"{run.pid}-") == []
+
+
+def test_whatever_of_it_is_killed() -> None:
+    """The reaper, or the process that measures: the command tells by its status, and sweeps."""
+    for which in (-1, -2):
+        run = start()
+        assert run.stdout is not None and run.stdout.readline() == b"up\n"
+        pids = below(run.pid)
+        inside = [pid for pid in pids if Path(f"/proc/{pid}/cmdline").read_bytes().startswith(sys.executable.encode())]
+        os.kill(inside[which], signal.SIGKILL)
+        run.stdout.read()
+        run.stdout.close()
+        assert run.wait(20) == 128 + 9
+        assert gone(pids, f"{run.pid}-", 0) == []
+
+
+def test_what_nobody_could_sweep_the_next_run_does() -> None:
+    run = start()
+    assert run.stdout is not None and run.stdout.readline() == b"up\n"
+    pids = below(run.pid)
+    sweeper = next(pid for pid in pids if os.getsid(pid) == pid)
+    os.kill(sweeper, signal.SIGKILL)
+    run.kill()
+    run.wait()
+    run.stdout.close()
+    assert gone(pids, "no world's") == []
+    assert [id for id in worlds.leftovers() if id.startswith(f"{run.pid}-")]
+    assert worlds.enter(lambda world: 5) == 5
+    assert gone(pids, f"{run.pid}-", 0) == []

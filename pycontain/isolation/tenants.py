@@ -53,21 +53,25 @@ class Running:
 
     # What is the same for all.
 
-    def go(self) -> Child:
-        """Prepare it and let it run. Raises PycontainError; nothing is left then."""
+    def ready(self) -> None:
+        """Prepare all of it, up to the command's execve. Raises PycontainError; nothing is left then."""
         try:
             self.prepare()
             self.child = self.spawn(None)
-            self.child.go()
         except BaseException:
             self.stop()
             raise
-        return self.child
 
-    def run(self, timeout: float) -> Ended:
-        """To its end. Raises PycontainError where that does not come in time."""
+    def go(self) -> None:
+        """Let it run: the clock starts."""
+        assert self.child is not None
+        self.child.go()
+
+    def wait(self, timeout: float) -> Ended:
+        """Its end; it is cleared up then. Raises PycontainError where that does not come in time."""
+        assert self.child is not None
         try:
-            found = self.go().wait(timeout)
+            found = self.child.wait(timeout)
         finally:
             self.stop()
         if found is None:
@@ -140,10 +144,16 @@ class Base:
         return why
 
     def run(self, world: World, job: Job, timeout: float = 60.0) -> Ended:
-        return self.tenant(world, job).run(timeout)
+        return self.start(world, job).wait(timeout)
+
+    def ready(self, world: World, job: Job) -> Running:
+        """A tenant that waits for its ``go``: for those that are to start at once."""
+        tenant = self.tenant(world, job)
+        tenant.ready()
+        return tenant
 
     def start(self, world: World, job: Job) -> Running:
-        tenant = self.tenant(world, job)
+        tenant = self.ready(world, job)
         tenant.go()
         return tenant
 

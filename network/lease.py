@@ -192,6 +192,7 @@ class Network:
 
     def release(self, container_id: str) -> None:
         """Give back all that a container has: its link, its published ports, its address. Idempotent."""
+        links.await_end(links.link_name(container_id))  # before the lock, for which nobody need wait meanwhile
         self._free(lambda record: record.container == container_id)
 
     def reconcile(self, alive: Collection[str] | Callable[[str], bool]) -> list[str]:

@@ -10,6 +10,7 @@ import _socket
 import errno
 import os
 import struct
+import time
 import zlib
 from fcntl import ioctl
 
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 ALIAS = "pycontain network "
 _LINK_PREFIX = "pc"
 _MTU = 1500
+
+_RTMGRP_LINK = 1  # linux/rtnetlink.h
 
 # linux/if_tun.h
 _TUNSETIFF = 0x400454CA
@@ -266,8 +269,42 @@ def _finish_port(kernel: Netlink, name: str) -> None:
     kernel.send(netlink.set_link(name, up=True, no_ipv6_address=has_ipv6(), hairpin=hairpin))
 
 
+def await_end(name: str, seconds: float = 0.05) -> None:
+    """Wait until a container's link has gone with its namespace, if that is ending; ``seconds`` at most.
+
+    The kernel takes a link out of use and of sight early on, and goes on for as long again. A request to delete it
+    waits for the kernel's lock, and for grace periods of its own: 10 ms and more.
+    """
+    events = _socket.socket(_socket.AF_NETLINK, _socket.SOCK_RAW | _socket.SOCK_CLOEXEC, netlink.NETLINK_ROUTE)
+    try:
+        events.bind((0, _RTMGRP_LINK))
+        end = time.monotonic() + seconds
+        while _exists(name) and (left := end - time.monotonic()) > 0:
+            events.settimeout(left)
+            try:
+                events.recv(65536)
+            except TimeoutError:
+                return
+            except OSError as error:
+                if error.errno != errno.ENOBUFS:  # more events than there is room for: as good as one
+                    raise KernelError("wait for an event of the network links", error.errno or errno.EIO) from None
+    finally:
+        events.close()
+
+
+def _exists(name: str) -> bool:
+    """Whether there is a link of that name; unlike netlink, this does not wait for the kernel's lock."""
+    try:
+        _socket.if_nametoindex(name)
+    except OSError:
+        return False
+    return True
+
+
 def detach(name: str) -> None:
     """Delete a link by name; one that is gone is fine (it goes with its namespace)."""
+    if not _exists(name):
+        return
     try:
         with Netlink() as kernel:
             kernel.send(netlink.delete_link(name))

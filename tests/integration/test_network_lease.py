@@ -98,6 +98,23 @@ def test_attach_replaces_what_an_earlier_attempt_left(tmp_path: pathlib.Path) ->
 
 
 @in_own_namespace
+def test_a_link_goes_with_its_namespace_and_is_deleted_where_that_stays(tmp_path: pathlib.Path) -> None:
+    network = Network(str(tmp_path))
+    ends, stays = "01234567ends", "89abcdefstays"
+    boxes = {name: Machine(name) for name in (ends, stays)}
+    for name, box in boxes.items():
+        network.take(name).attach(box.pid)
+    os.kill(boxes[ends].pid, signal.SIGKILL)
+    links.await_end(links.link_name(ends), seconds=20)
+    assert link_names() == {"lo", "pycontain0", links.link_name(stays)}
+    links.await_end(links.link_name(stays), seconds=0.01)
+    assert links.link_name(stays) in link_names()
+    for name in boxes:
+        network.release(name)
+    assert link_names() == {"lo", "pycontain0"} and network.leases() == {}
+
+
+@in_own_namespace
 def test_attach_by_namespace_fd(tmp_path: pathlib.Path) -> None:
     lease = Network(str(tmp_path)).take("box")
     box = Machine("box")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from pycontain.isolation import facts, progress, results, runner, world
+from pycontain.isolation.containers import Machine
 from pycontain.isolation.levels import LEVELS
 from pycontain.isolation.measures import MEASURES
 from pycontain.isolation.model import Level, Measure
@@ -16,6 +18,7 @@ from pycontain.isolation.results import Results, Writer
 from pycontain.isolation.runner import Options
 from pycontain.isolation.world import World
 from pycontain.runtime.errors import Conflict, PycontainError
+from pycontain.runtime.vm import accel, settings
 
 INTERRUPTED = 130  # 128 + SIGINT, as a shell reports it
 _CONTROL = "container"
@@ -28,12 +31,12 @@ def take(options: Options, output: str | None = None, resume: str | None = None)
     Returns what the command ends with: 0 where nothing failed, 1 where something did, 130 where it was interrupted.
     Raises PycontainError where nothing can be taken at all.
     """
+    found = None if resume is None else _resumed(resume)
+    levels, measures = runner.select(options, LEVELS, MEASURES) if found is None else _known(found)
+    _prepare(levels)
     now = facts.collect()
-    found = None if resume is None else _resumed(resume, now)
-    if found is None:
-        levels, measures = runner.select(options, LEVELS, MEASURES)
-    else:
-        levels, measures = _known(found)
+    if found is not None:
+        _unchanged(found, now)
     path = resume or output or time.strftime("isolation-%Y%m%d-%H%M%S.jsonl")
     writer = Writer(path, resume is not None)
     shown = progress.make()
@@ -45,18 +48,31 @@ def take(options: Options, output: str | None = None, resume: str | None = None)
             os.unlink(path)
 
 
-def _resumed(path: str, now: dict[str, Any]) -> Results:
-    """What is there. Raises Conflict where it is complete, or where this is not the host any more that it is of."""
+def _prepare(levels: Sequence[Level]) -> None:
+    """What wants a network, which the world has not: a kernel for machines. With it KVM is tried, for the facts."""
+    if any(isinstance(level, Machine) for level in levels):
+        try:
+            accel.verdict(settings.load({}))
+        except PycontainError:
+            pass  # the level says what it lacks
+
+
+def _resumed(path: str) -> Results:
+    """What is there. Raises Conflict where it is complete."""
     found = results.load(path)
     if found.complete and not found.failed:
         raise Conflict(f"{path} is complete", hint=f"pycontain isolation report {path}")
+    return found
+
+
+def _unchanged(found: Results, now: dict[str, Any]) -> None:
+    """Raises Conflict where this is not the host any more that ``found`` is of."""
     changes = facts.changed(found.facts, now)
     if changes:
         raise Conflict(
-            f"cannot go on with {path}: its host was another one: {'; '.join(changes)}",
+            f"cannot go on with {found.path}: its host was another one: {'; '.join(changes)}",
             hint="pycontain isolation run",
         )
-    return found
 
 
 def _known(found: Results) -> tuple[list[Level], list[Measure]]:
@@ -148,8 +164,8 @@ def _announce(
 
 def examine() -> list[dict[str, Any]]:
     """Every level, in its order: name, title, about and why it is missing here (None: it is there)."""
+    _prepare(LEVELS)
     read, write = os.pipe2(os.O_CLOEXEC)
-    import json
 
     def tell(inside: World) -> int:
         for level in LEVELS:

@@ -20,7 +20,6 @@ from pycontain.runtime.errors import PycontainError
 from pycontain.runtime.kernel.cgroup import hierarchies, mode_of
 from pycontain.runtime.vm import accel
 from pycontain.runtime.vm import settings as vm_settings
-from pycontain.runtime.vm.parts import kernel_of
 
 _VERB_SECONDS = 20.0
 
@@ -222,11 +221,3 @@ class Machine(Container):
                     if value is not None:  # JSON's strings, numbers, booleans and lists are TOML's
                         file.write(f"{key} = {json.dumps(value)}\n")
         return path
-
-
-def fetch() -> None:
-    """Have a kernel for machines, which may have to be fetched: outside of a world, which has no network. Raises
-    PycontainError where there is none to be had."""
-    settings = vm_settings.load({})
-    if shutil.which(settings.hypervisor):
-        kernel_of(settings)

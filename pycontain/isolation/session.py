@@ -39,9 +39,8 @@ def take(options: Options, output: str | None = None, resume: str | None = None)
         _unchanged(found, now)
     path = resume or output or time.strftime("isolation-%Y%m%d-%H%M%S.jsonl")
     writer = Writer(path, resume is not None)
-    shown = progress.make()
     try:
-        return world.enter(lambda inside: _inside(inside, options, now, levels, measures, found, writer, shown))
+        return world.enter(lambda inside: _inside(inside, options, now, levels, measures, found, writer))
     finally:
         writer.close()
         if os.path.getsize(path) == 0:
@@ -93,8 +92,8 @@ def _inside(
     measures: Sequence[Measure],
     found: Results | None,
     writer: Writer,
-    shown: Progress,
 ) -> int:
+    shown = progress.make()
     shown.step(0.0, "trying the levels")
     try:
         tried = [(level, level.missing(inside)) for level in levels]

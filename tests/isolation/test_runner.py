@@ -293,4 +293,10 @@ def test_progress_in_a_log(capsys: pytest.CaptureFixture[str]) -> None:
     shown.say("failed: m at a: why")
     shown.close()
     assert capsys.readouterr().err == "   0:00  25 % start: a container\nfailed: m at a: why\n"
+    bar = progress.Bar()
+    bar.step(0.5, "start: a [bold]container")
+    bar.say("failed: [red]m")
+    bar.close()
+    told = capsys.readouterr().err
+    assert "failed: [red]m\n" in told and "50 %" in told and "start: a [bold]container" in told
     assert (progress.clock(125), progress.clock(3723)) == ("2:05", "1:02:03")

@@ -1,0 +1,261 @@
+"""Two runs against each other: of two hosts, or of two versions on one.
+
+The rules, of which each is the same with the runs swapped:
+
+- An outcome is worse if it goes from held to noisy or leaked, or from noisy to leaked. That is always a regression.
+- A count of the surface that came out the same every time in both runs is compared exactly: more is worse.
+- Any other figure agrees if the intervals overlap, or if the medians differ by no more than TOLERANCE of the smaller
+  one; FEW_TOLERANCE where an interval stands on so few values that it does not reach 95 %.
+- A figure that has no better side can differ, and is never worse.
+- A measure that failed in the new run and had not in the old one is a regression.
+- Figures of different variants of a workload are not compared, and nothing is where only one run has it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Literal
+
+from pycontain.isolation import digest, statistics, units
+from pycontain.isolation.model import Claim, Quantity
+from pycontain.isolation.results import OPENED, Figure, OutcomeRecord, Results
+from pycontain.isolation.units import shown
+
+TOLERANCE = 0.10
+FEW_TOLERANCE = 0.50
+LINES = 20  # of each kind, in a text
+
+Direction = Literal["worse", "better", "differs"]
+_RANK = {"held": 0, "noisy": 1, "leaked": 2}
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """An outcome that is another one now."""
+
+    level: str
+    claim: Claim
+    old: OutcomeRecord
+    new: OutcomeRecord
+
+    @property
+    def direction(self) -> Direction:
+        return "worse" if _RANK[self.new.verdict] > _RANK[self.old.verdict] else "better"
+
+    @property
+    def weight(self) -> tuple[float, ...]:
+        return 3, max(_RANK[self.old.verdict], _RANK[self.new.verdict])
+
+    def __str__(self) -> str:
+        said = f"{self.old.verdict} → {self.new.verdict}: {shown(self.new.detail)}"
+        return f"{self.level}: {shown(self.claim.title)}: {said}"
+
+
+@dataclass(frozen=True, slots=True)
+class Shift:
+    """A figure that is another one now. ``ratio``: new by old (infinite where the old one is zero). ``exact``: it is a
+    count that never varied."""
+
+    level: str
+    quantity: Quantity
+    old: Figure
+    new: Figure
+    direction: Direction
+    ratio: float
+    exact: bool
+
+    @property
+    def weight(self) -> tuple[float, ...]:
+        size = abs(math.log(self.ratio)) if 0 < self.ratio < math.inf else math.inf
+        return 1 if self.exact else 0, size
+
+    def __str__(self) -> str:
+        unit = self.quantity.unit
+        if self.exact:
+            sides = [units.number(figure.median) for figure in (self.old, self.new)]
+            return f"{self.level}: {self.quantity.title}: {sides[0]} → {sides[1]} {unit}".rstrip()
+        old, new = (digest.figure_text(figure, unit) for figure in (self.old, self.new))
+        times = f", {units.number(self.ratio)}×" if 0 < self.ratio < math.inf else ""
+        return f"{self.level}: {self.quantity.title}: {old} → {new}{times}".replace("\u00a0", " ")
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A measure that one of the runs could take, and the other could not."""
+
+    level: str
+    measure: str
+    why: str
+    direction: Direction
+
+    @property
+    def weight(self) -> tuple[float, ...]:
+        return 2, 0
+
+    def __str__(self) -> str:
+        word = "fails now" if self.direction == "worse" else "failed before"
+        return f"{self.level}: {self.measure} {word}: {shown(self.why)}"
+
+
+@dataclass(slots=True)
+class Comparison:
+    """``facts``: those that differ, with both values. ``changes``: all that does not agree. ``agreed``: how many
+    outcomes and figures do. ``uncompared``: what could not be compared, and why."""
+
+    old: Results
+    new: Results
+    facts: list[tuple[str, str, str]] = field(default_factory=list)
+    changes: list[Turn | Shift | Failure] = field(default_factory=list)
+    agreed: int = 0
+    uncompared: list[str] = field(default_factory=list)
+
+    @property
+    def regressions(self) -> list[Turn | Shift | Failure]:
+        """What became worse, the worst first."""
+        return self._those("worse")
+
+    @property
+    def improvements(self) -> list[Turn | Shift | Failure]:
+        """What became better, the most so first."""
+        return self._those("better")
+
+    def _those(self, direction: Direction) -> list[Turn | Shift | Failure]:
+        found = [change for change in self.changes if change.direction == direction]
+        return sorted(found, key=lambda change: change.weight, reverse=True)
+
+    def text(self) -> str:
+        """For a terminal: the runs, facts that differ, then what changed, the worst first."""
+        lines = [f"{word}: {_run(results)}" for word, results in (("old", self.old), ("new", self.new))]
+        if self.facts:
+            lines.append("the hosts differ:")
+            lines += _few([f"{name}: {old} → {new}" for name, old, new in self.facts])
+        others = self._those("differs")
+        for title, changes in (("worse", self.regressions), ("better", self.improvements), ("other", others)):
+            if changes:
+                lines.append(f"{title} ({len(changes)}):")
+                lines += _few([str(change) for change in changes])
+        if self.uncompared:
+            lines.append(f"not compared ({len(self.uncompared)}):")
+            lines += _few(self.uncompared, 6)
+        counts = [(len(self.regressions), "worse"), (len(self.improvements), "better"), (len(others), "different")]
+        lines.append("; ".join([f"{self.agreed} agree", *(f"{count} {word}" for count, word in counts)]))
+        return "\n".join(lines) + "\n"
+
+
+def compare(old: Results, new: Results) -> Comparison:
+    """Everything that both runs have, by the rules above."""
+    made = Comparison(old, new, _facts(old, new))
+    for name in dict.fromkeys([*old.levels, *new.levels]):
+        why = [_missing(results, name) for results in (old, new)]
+        if not any(why):
+            _outcomes(made, name)
+            _figures(made, name)
+            _failures(made, name)
+        elif not all(why):
+            made.uncompared.append(f"{name}: {f'old run: {why[0]}' if why[0] else f'new run: {why[1]}'}")
+    _controls(made)
+    return made
+
+
+def _missing(results: Results, level: str) -> str | None:
+    return shown(results.levels[level].missing or "") if level in results.levels else "it does not have this level"
+
+
+def _facts(old: Results, new: Results) -> list[tuple[str, str, str]]:
+    before, after = (digest.flat_facts(results.facts) for results in (old, new))
+    names = dict.fromkeys([*before, *after])
+    pairs = ((name, before.get(name, "not known"), after.get(name, "not known")) for name in names)
+    return [(shown(name), shown(one), shown(other)) for name, one, other in pairs if one != other]
+
+
+def _outcomes(made: Comparison, level: str) -> None:
+    for claim in made.new.claims.values():
+        old, new = made.old.outcome(level, claim.name), made.new.outcome(level, claim.name)
+        if old is not None and new is not None:
+            if old.verdict == new.verdict:
+                made.agreed += 1
+            else:
+                made.changes.append(Turn(level, claim, old, new))
+        elif old is not None or new is not None:
+            made.uncompared.append(f"{level}: {shown(claim.title)}: only the {'old' if old else 'new'} run has it")
+
+
+def _figures(made: Comparison, level: str) -> None:
+    surface = {quantity.name for quantity in digest.taken(made.new, "surface")}
+    for quantity in made.new.quantities.values():
+        old, new = made.old.figure(level, quantity.name), made.new.figure(level, quantity.name)
+        if old is None or new is None:
+            if old is not None or new is not None:
+                made.uncompared.append(f"{level}: {quantity.title}: only the {'old' if old else 'new'} run has it")
+            continue
+        before = made.old.quantities[quantity.name]
+        if old.detail != new.detail or before.unit != quantity.unit:
+            sides = [shown(f"{one.detail} {unit}".strip()) for one, unit in ((old, before.unit), (new, quantity.unit))]
+            made.uncompared.append(f"{level}: {quantity.title}: variants differ: {sides[0]}, {sides[1]}")
+            continue
+        exact = quantity.name in surface and _steady(old) and _steady(new)
+        if agrees(old, new, exact):
+            made.agreed += 1
+        else:
+            made.changes.append(_shift(level, quantity, old, new, exact))
+
+
+def _steady(figure: Figure) -> bool:
+    return figure.low == figure.high == figure.median
+
+
+def agrees(old: Figure, new: Figure, exact: bool = False) -> bool:
+    """Whether two figures are the same, by the rules above; ``exact``: they are counts that never varied."""
+    if exact:
+        return old.median == new.median
+    if old.low <= new.high and new.low <= old.high:
+        return True
+    few = min(old.coverage, new.coverage) < statistics.CONFIDENCE
+    tolerance = FEW_TOLERANCE if few else TOLERANCE
+    return abs(new.median - old.median) <= tolerance * min(abs(old.median), abs(new.median))
+
+
+def _shift(level: str, quantity: Quantity, old: Figure, new: Figure, exact: bool) -> Shift:
+    direction: Direction = "differs"
+    if quantity.better != "neither":
+        direction = "worse" if (new.median > old.median) == (quantity.better == "lower") else "better"
+    ratio = new.median / old.median if old.median else math.inf
+    return Shift(level, quantity, old, new, direction, ratio, exact)
+
+
+def _failures(made: Comparison, level: str) -> None:
+    for name in made.new.measures:
+        before, after = ((level, name) in results.failed for results in (made.old, made.new))
+        if after and not before and _has(made.old, level, name):
+            made.changes.append(Failure(level, made.new.measures[name].title, made.new.failed[level, name], "worse"))
+        elif before and not after and _has(made.new, level, name):
+            made.changes.append(Failure(level, made.new.measures[name].title, made.old.failed[level, name], "better"))
+
+
+def _has(results: Results, level: str, measure: str) -> bool:
+    """Whether a measure found anything at a level."""
+    samples = any(
+        record.measure == measure for (at, _), records in results.samples.items() if at == level for record in records
+    )
+    return samples or any(record.measure == measure for (at, _), record in results.outcomes.items() if at == level)
+
+
+def _controls(made: Comparison) -> None:
+    """An attack that does nothing even where there is no defence shows nothing, in whichever run that is."""
+    for word, results, other in (("old", made.old, made.new), ("new", made.new, made.old)):
+        for claim in sorted(digest.unproven(results) - digest.unproven(other)):
+            if other.outcome(OPENED, claim) is not None:
+                title = shown(results.claims[claim].title)
+                made.uncompared.append(f"control: {title}: in the {word} run the attack fails without any defence")
+
+
+def _run(results: Results) -> str:
+    said = f"{digest.moment(results.started)}, {results.mode}: {digest.host(results)}"
+    return f"{results.path}: {shown(said).replace(chr(0xA0), ' ')}{'' if results.complete else ' (interrupted)'}"
+
+
+def _few(lines: Iterable[str], most: int = LINES) -> list[str]:
+    found = [f"  {line}" for line in lines]
+    return found if len(found) <= most else [*found[:most], f"  and {len(found) - most} more"]

@@ -1,10 +1,11 @@
-"""How ``pycontain-runtime`` starts: its modules out of one file, where that is older than none of them.
+"""How the commands start: their modules out of one file, where that is older than none of them.
 
 Finding, opening and checking twenty modules one by one costs 2.7 ms of a start of 15; taking their code out of
 one file a quarter of that, and the steps of the import system, 0.03 ms a module, fall away as well. The file is a cache
 beside the interpreter's own (``__pycache__``), for one version of Python, and is trusted as those are. Where it is
 missing or stale the modules are imported as ever and the file is written anew; where it cannot be written nothing is
-lost but the time. The launcher reads it, and runs this module's code out of it too.
+lost but the time. The launcher reads it, and runs this module's code out of it too. ``pycontain`` has a file of its
+own, of which it takes what is imported, when it is imported.
 
 The file: each module's code by itself, as ``marshal`` has it; then (this module's code, [Entry, ...]), and the size of
 that in 8 bytes.
@@ -37,6 +38,11 @@ MODULES = (
 )  # fmt: skip
 # Only one of these is wanted on any host, and that is found out later.
 _LATER = MODULES[-2:]
+# The folders of either command's modules, by the folder that its cache belongs to.
+_ROOMS = {
+    "runtime": ("runtime", "runtime/kernel", "runtime/plan"),
+    "pycontain": ("", "commands", "engine", "images", "network", "runtime", "runtime/kernel", "runtime/plan"),
+}
 
 
 class Finder:
@@ -111,7 +117,7 @@ def write(cache: str) -> None:
     entries: list[Entry] = []
     codes, code, at = [], None, 0
     # This module last: its code goes into the head too.
-    for name in (*MODULES, *_rest(cache.rsplit("/", 2)[0]), "pycontain.runtime.start"):
+    for name in (*MODULES, *_rest(cache), "pycontain.runtime.start"):
         spec = import_module(name).__spec__ if name in MODULES else find_spec(name)
         assert spec is not None and spec.origin is not None
         mtime = posix.stat(spec.origin).st_mtime_ns
@@ -141,16 +147,18 @@ def write(cache: str) -> None:
         return
 
 
-def _rest(here: str) -> list[str]:
-    """The other modules of the OCI command: found in the cache where a verb imports them."""
+def _rest(cache: str) -> list[str]:
+    """The other modules of a command: found in the cache where they are imported."""
+    top = cache.rpartition("/__pycache__/")[0].removesuffix("/runtime")
     found = []
-    for folder, prefix in ((here, ""), (f"{here}/plan", "plan."), (f"{here}/kernel", "kernel.")):
-        names = (file.partition(".")[0] for file in sorted(posix.listdir(folder)) if file.endswith(".py"))
-        found += [f"pycontain.runtime.{prefix}{name}" for name in names if name not in ("__init__", "start")]
-    return [name for name in found if name not in MODULES]
+    for inner in _ROOMS[_room(cache)]:
+        names = (file.partition(".")[0] for file in sorted(posix.listdir(f"{top}/{inner}")) if file.endswith(".py"))
+        package = f"pycontain.{inner.replace('/', '.')}".rstrip(".")
+        found += [package if name == "__init__" else f"{package}.{name}" for name in names]
+    return [name for name in found if name not in MODULES and not name.endswith((".start", ".__main__"))]
 
 
-def main(cache: str, entries: list[Entry]) -> NoReturn:
+def main(cache: str, entries: list[Entry]) -> None:
     """``entries``: what the launcher has read from ``cache``, or none."""
     if entries and _is_fresh(entries):
         _use(cache, entries)
@@ -158,14 +166,18 @@ def main(cache: str, entries: list[Entry]) -> NoReturn:
         from pycontain.runtime.start import write  # the file's: what runs here may be the code of an older one
 
         write(cache)
-    from pycontain.runtime.main import main
+    face = "pycontain.runtime.main" if _room(cache) == "runtime" else "pycontain.cli"
+    __import__(face, fromlist=["main"]).main()
 
-    main()
+
+def _room(cache: str) -> str:
+    """The folder that the cache belongs to."""
+    return cache.split("/")[-3]
 
 
 def _use(cache: str, entries: list[Entry]) -> None:
     # create and run want all of it, the other verbs less; a word that only looks like one costs 1 ms.
-    whole = "run" in sys.argv or "create" in sys.argv
+    whole = _room(cache) == "runtime" and ("run" in sys.argv or "create" in sys.argv)
     Finder.cache, Finder.entries = cache, {entry[0]: entry for entry in entries}
     sys.meta_path.insert(0, Finder)
     if whole:

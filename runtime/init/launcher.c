@@ -37,39 +37,38 @@
  * stands ahead, so that no other directory is read.
  */
 #define HEAD                                                                                                           \
-	"import sys, gc\n"                                                                                             \
+	"import sys, gc, marshal\n"                                                                                    \
 	"a, p = sys.argv, sys.path\n"                                                                                  \
 	"home, packages = a[2:4]\n"                                                                                    \
 	"a[:4] = [a[1]]\n"                                                                                             \
 	"p += [x for x in (home, packages) if x not in p]\n"
 
+/* The cache is runtime/start.py's, and holds its code too. */
+#define TAIL                                                                                                           \
+	"cache += sys.implementation.cache_tag\n"                                                                      \
+	"try:\n"                                                                                                       \
+	" with open(cache, 'rb') as f:\n"                                                                              \
+	"  f.seek(-8, 2)\n"                                                                                            \
+	"  n = int.from_bytes(f.read(), 'little')\n"                                                                   \
+	"  f.seek(-n - 8, 2)\n"                                                                                        \
+	"  code, entries = marshal.loads(f.read(n))\n"                                                                 \
+	" exec(code)\n"                                                                                                \
+	"except (OSError, ValueError, EOFError, TypeError):\n"                                                         \
+	" entries = []\n"                                                                                              \
+	" p.insert(0, home)\n"                                                                                         \
+	" import pycontain\n"                                                                                          \
+	" del p[0]\n"                                                                                                  \
+	" from pycontain.runtime.start import main\n"                                                                  \
+	"main(cache, entries)\n"
+
 /*
  * A verb ends before the collector could find anything, and its rounds over what imports have made cost 0.4 ms of
  * a start of the OCI command, and 10 ms of the user's. What goes on for long (logs -f) is still collected.
- * The cache is runtime/start.py's, and holds its code too.
  */
-static const char RUNTIME[] = HEAD "import marshal\n"
-				   "gc.disable()\n"
-				   "cache = home + '/pycontain/runtime/__pycache__/start.' + sys.implementation.cache_tag\n"
-				   "try:\n"
-				   " with open(cache, 'rb') as f:\n"
-				   "  n = int.from_bytes(f.read()[-8:], 'little')\n"
-				   "  f.seek(-n - 8, 2)\n"
-				   "  code, entries = marshal.loads(f.read(n))\n"
-				   " exec(code)\n"
-				   "except (OSError, ValueError, EOFError, TypeError):\n"
-				   " entries = []\n"
-				   " p.insert(0, home)\n"
-				   " import pycontain\n"
-				   " del p[0]\n"
-				   " from pycontain.runtime.start import main\n"
-				   "main(cache, entries)\n";
+static const char RUNTIME[] = HEAD "gc.disable()\n"
+				   "cache = home + '/pycontain/runtime/__pycache__/start.'\n" TAIL;
 static const char ENGINE[] = HEAD "gc.set_threshold(50000, 20, 20)\n"
-				  "p.insert(0, home)\n"
-				  "import pycontain\n"
-				  "del p[0]\n"
-				  "from pycontain.cli import main\n"
-				  "sys.exit(main())\n";
+				  "cache = home + '/pycontain/__pycache__/start.'\n" TAIL;
 
 static const char *name = "pycontain";
 

@@ -21,14 +21,16 @@ HEAVY = {
 }  # fmt: skip
 
 
-def code(source: str = os.path.join(ROOT, "runtime", "init", "launcher.c")) -> str:
-    """The program that the launcher gives to the interpreter, from its C source."""
-    with open(source) as file:
+def code(name: str = "RUNTIME") -> str:
+    """The program that the launcher gives to the interpreter (RUNTIME or ENGINE), from its C source."""
+    with open(os.path.join(ROOT, "runtime", "init", "launcher.c")) as file:
         text = file.read()
     head = re.search(r"#define HEAD(.*?)\n\n", text, re.DOTALL)
-    tail = re.search(r"RUNTIME\[\] = HEAD (.*?\");", text, re.DOTALL)
-    assert head and tail
-    return "".join(json.loads(literal) for literal in re.findall(r'"(?:[^"\\]|\\.)*"', head[1] + tail[1]))
+    own = re.search(rf"{name}\[\] = HEAD (.*?) TAIL;", text, re.DOTALL)
+    tail = re.search(r"#define TAIL(.*?)\n\n", text, re.DOTALL)
+    assert head and own and tail
+    literals = re.findall(r'"(?:[^"\\]|\\.)*"', head[1] + own[1] + tail[1])
+    return "".join(json.loads(literal) for literal in literals)
 
 
 def loaded(*arguments: str, status: int = 0) -> set[str]:

@@ -197,7 +197,6 @@ def prefix(tmp_path: Path) -> Path:
     (runtime / "start.py").write_text(PRINT_SELF)
     (runtime / "__init__.py").touch()
     (runtime.parent / "__init__.py").touch()
-    (runtime.parent / "cli.py").write_text(PRINT_SELF)
     make(folder / "bin")
     (folder / "bin" / PYTHON).symlink_to(sys.executable)
     return folder
@@ -228,8 +227,8 @@ def start(command: str | Path, *arguments: str, **options: object) -> list[str]:
 
 def expected(prefix: Path, command: str, *arguments: str, no_site: int = 1) -> list[str]:
     packages = prefix / "lib" / PYTHON / "site-packages"
-    module = "runtime/start.py" if command == "pycontain-runtime" else "cli.py"
-    return [str([command, *arguments]), "1", str(no_site), "1", str(packages), str(packages / "pycontain" / module)]
+    module = packages / "pycontain/runtime/start.py"
+    return [str([command, *arguments]), "1", str(no_site), "1", str(packages), str(module)]
 
 
 def test_launcher_by_absolute_path(prefix: Path) -> None:

@@ -15,14 +15,14 @@ from tests.runtime_tools import REPOSITORY
 from tests.unit.test_import_budget import code
 
 CODE = """
-import posix, json, sys
+import os, posix, json, sys
 real = posix._exit
 def report(status):
     found = {n: "start" if getattr(m.__spec__.loader, "__name__", "") == "Finder" else "file"
              for n, m in sys.modules.items() if n.split(".")[0] == "pycontain" and n != "pycontain.runtime.start"}
     print(json.dumps(found), file=sys.stderr, flush=True)
     real(status)
-posix._exit = report
+os._exit = posix._exit = report
 """
 
 
@@ -35,13 +35,14 @@ def copy(tmp_path: Path) -> Path:
     return tmp_path / "home"
 
 
-def command(home: Path, *arguments: str) -> list[str]:
+def command(home: Path, *arguments: str, which: str = "RUNTIME") -> list[str]:
     """What the launcher becomes, and a report of where each module came from."""
-    return [sys.executable, "-I", "-S", "-c", CODE + code(), "pycontain-runtime", str(home), "/nowhere", *arguments]
+    return [sys.executable, "-I", "-S", "-c", CODE + code(which), "pycontain", str(home), "/nowhere", *arguments]
 
 
-def loaders(home: Path, *arguments: str) -> dict[str, str]:
-    done = subprocess.run(command(home, *arguments), capture_output=True, text=True, timeout=30, stdin=subprocess.DEVNULL)
+def loaders(home: Path, *arguments: str, which: str = "RUNTIME") -> dict[str, str]:
+    words = command(home, *arguments, which=which)
+    done = subprocess.run(words, capture_output=True, text=True, timeout=30, stdin=subprocess.DEVNULL)
     found: dict[str, str] = json.loads(done.stderr.splitlines()[-1])
     return found
 
@@ -71,6 +72,20 @@ def test_a_damaged_cache_is_no_harm(copy: Path, damage: bytes) -> None:
     cache(copy).write_bytes(damage)
     assert "pycontain.runtime.main" in loaders(copy, "--version")
     assert set(loaders(copy, "--version").values()) == {"start"}
+
+
+def test_the_users_command_has_a_cache_of_its_own(copy: Path) -> None:
+    first = loaders(copy, "--version", which="ENGINE")
+    assert set(first.values()) == {"file"}
+    second = loaders(copy, "--version", which="ENGINE")
+    assert set(second.values()) == {"start"} and {"pycontain.cli", "pycontain.engine"} <= set(second) <= set(first)
+    assert not cache(copy).exists()
+
+    source = copy / "pycontain/__init__.py"
+    source.write_text(source.read_text().replace('"0.1.0"', '"9.9.9"'))
+    words = command(copy, "--version", which="ENGINE")
+    assert subprocess.run(words, capture_output=True, text=True, timeout=30).stdout == "pycontain 9.9.9\n"
+    assert set(loaders(copy, "--version", which="ENGINE").values()) == {"start"}
 
 
 @pytest.mark.needs("root")

@@ -77,8 +77,10 @@ def _spec(entry: Entry) -> ModuleSpec:
     return spec
 
 
-def _is_fresh(entries: list[Entry]) -> bool:
+def _is_fresh(cache: str, entries: list[Entry]) -> bool:
     try:
+        if entries[-1][1] != f"{_top(cache)}/runtime/start.py":
+            return False  # of a tree that was copied, cache and all
         return all(posix.stat(entry[1]).st_mtime_ns == entry[2] for entry in entries)
     except (OSError, ValueError, IndexError):  # a file is gone, or the cache is of another version
         return False
@@ -149,7 +151,7 @@ def write(cache: str) -> None:
 
 def _rest(cache: str) -> list[str]:
     """The other modules of a command: found in the cache where they are imported."""
-    top = cache.rpartition("/__pycache__/")[0].removesuffix("/runtime")
+    top = _top(cache)
     found = []
     for inner in _ROOMS[_room(cache)]:
         names = (file.partition(".")[0] for file in sorted(posix.listdir(f"{top}/{inner}")) if file.endswith(".py"))
@@ -160,7 +162,7 @@ def _rest(cache: str) -> list[str]:
 
 def main(cache: str, entries: list[Entry]) -> None:
     """``entries``: what the launcher has read from ``cache``, or none."""
-    if entries and _is_fresh(entries):
+    if _is_fresh(cache, entries):
         _use(cache, entries)
     else:
         from pycontain.runtime.start import write  # the file's: what runs here may be the code of an older one
@@ -168,6 +170,11 @@ def main(cache: str, entries: list[Entry]) -> None:
         write(cache)
     face = "pycontain.runtime.main" if _room(cache) == "runtime" else "pycontain.cli"
     __import__(face, fromlist=["main"]).main()
+
+
+def _top(cache: str) -> str:
+    """The folder of all modules, ``pycontain``."""
+    return cache.rpartition("/__pycache__/")[0].removesuffix("/runtime")
 
 
 def _room(cache: str) -> str:
@@ -252,7 +259,7 @@ def _complete() -> None:
 
 def embedded(cache: str, entries: list[Entry], extensions: str, suffix: str) -> NoReturn:
     """``main`` where the launcher has the interpreter in it; its extension modules are ``extensions/NAMEsuffix``."""
-    if not _is_fresh(entries):
+    if not _is_fresh(cache, entries):
         import _launcher
 
         _launcher.ordinary()  # it makes the cache anew

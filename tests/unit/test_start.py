@@ -66,6 +66,13 @@ def test_written_once_used_and_made_anew(copy: Path) -> None:
     assert set(loaders(copy, "--version").values()) == {"start"}
 
 
+def test_a_copied_tree_does_not_run_the_code_of_the_first(copy: Path, tmp_path: Path) -> None:
+    loaders(copy, "--version")
+    shutil.copytree(copy, tmp_path / "second", symlinks=True)
+    assert set(loaders(tmp_path / "second", "--version").values()) == {"file"}
+    assert set(loaders(tmp_path / "second", "--version").values()) == {"start"}
+
+
 @pytest.mark.parametrize("damage", [b"", b"\0", b"nonsense", b"\xff" * 1000])
 def test_a_damaged_cache_is_no_harm(copy: Path, damage: bytes) -> None:
     loaders(copy, "--version")

@@ -649,6 +649,49 @@ COMMANDS: tuple[Command, ...] = (
         ),
     ),
     Command(
+        "isolation report",
+        "make a page of results",
+        "isolation:report",
+        group="isolation",
+        arguments=(
+            Argument("FILE", "results (default: the newest isolation-*.jsonl here)", count="?", complete="file"),
+        ),
+        options=(
+            Option(
+                "html",
+                "where to write the page, - for standard output (default: beside FILE)",
+                kind="value",
+                metavar="FILE",
+                complete="file",
+            ),
+            Option(
+                "markdown",
+                "where to write a summary in Markdown, - for standard output",
+                kind="value",
+                metavar="FILE",
+                complete="file",
+            ),
+        ),
+        description="The page is one file that needs no network: tables, plots and every figure's definition.",
+        examples=(
+            ("the page of the last run", "pycontain isolation report"),
+            ("a summary to read here", "pycontain isolation report --markdown - isolation-20260102-030405.jsonl"),
+        ),
+    ),
+    Command(
+        "isolation compare",
+        "compare the results of two hosts or two versions",
+        "isolation:compare",
+        group="isolation",
+        arguments=(
+            Argument("OLD", "results", complete="file"),
+            Argument("NEW", "results to compare with them", complete="file"),
+        ),
+        description="The exit status is 1 where something is worse in the second: an attack that was held, a figure "
+        "by more than both intervals allow.",
+        examples=(("before and after a change", "pycontain isolation compare before.jsonl after.jsonl"),),
+    ),
+    Command(
         "isolation levels",
         "list the kinds of isolation, and which of them this host has",
         "isolation:levels",

@@ -1,8 +1,12 @@
-"""The verbs of the comparison: isolation run, isolation levels."""
+"""The verbs of the comparison: isolation run, report, compare, levels."""
 
 from __future__ import annotations
 
+import os
+import sys
+
 from pycontain.commands.parser import UsageError
+from pycontain.runtime.errors import KernelError, NotFound
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -75,3 +79,46 @@ def levels(engine: Engine, values: Values) -> int:
             print(f"{measure.group:13} {measure.name:20} {measure.title}{'' if measure.quick else ' (--full)'}")
     return 0
 
+
+def report(engine: Engine, values: Values) -> int:
+    from pycontain.isolation import markdown, results
+    from pycontain.isolation import report as pages
+
+    found = results.load(values.get("FILE") or _newest())
+    html, text = values.get("html"), values.get("markdown")
+    if html is None and text is None:
+        html = os.path.splitext(found.path)[0] + ".html"
+    for path, make in ((html, pages.html), (text, markdown.markdown)):
+        if path is not None:
+            _put(path, make(found))
+    return 0
+
+
+def _newest() -> str:
+    """The last results that ``isolation run`` wrote here under a name of its own choice."""
+    names = [name for name in os.listdir() if name.startswith("isolation-") and name.endswith(".jsonl")]
+    if not names:
+        raise NotFound("there are no results in this directory", hint="pycontain isolation run --quick")
+    return max(names, key=lambda name: os.stat(name).st_mtime_ns)
+
+
+def _put(path: str, text: str) -> None:
+    """Write a page and say where it is; "-" is standard output."""
+    if path == "-":
+        sys.stdout.write(text)
+        return
+    try:
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(text)
+    except OSError as error:
+        raise KernelError(f"cannot write the report to {path}", error.errno or 0) from None
+    print(path)
+
+
+def compare(engine: Engine, values: Values) -> int:
+    from pycontain.isolation import compare as comparing
+    from pycontain.isolation import results
+
+    found = comparing.compare(results.load(values["OLD"]), results.load(values["NEW"]))
+    sys.stdout.write(found.text())
+    return 1 if found.regressions else 0

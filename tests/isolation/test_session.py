@@ -16,6 +16,7 @@ from pycontain.isolation.levels import LEVELS
 from pycontain.isolation.model import Job, Level, Measure, Quantity, Sample
 from pycontain.isolation.world import World
 from pycontain.runtime.errors import PycontainError
+from tests.isolation import results_tools
 
 STATUS = Quantity("status", "exit status", "", "what a program ends with", better="neither")
 
@@ -127,3 +128,28 @@ def test_levels_are_tried_and_listed(capfd: pytest.CaptureFixture[str], monkeypa
     assert cli.run(["isolation", "levels", "--format", "json"]) == 0
     listed = json.loads(capfd.readouterr().out)["levels"]
     assert [(level["name"], level["missing"]) for level in listed] == [("process", None), ("chroot", None), ("container", None)]
+
+
+def test_reports_and_a_comparison_from_the_command_line(directory: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["isolation", "report"]) == 1
+    assert "there are no results in this directory" in capfd.readouterr().err
+    lines = results_tools.records()
+    results_tools.written("isolation-20260101-000000.jsonl", lines)
+    os.utime("isolation-20260101-000000.jsonl", (1, 1))
+    worse = results_tools.changed(lines, lambda line: {**line, "verdict": "leaked"} if line["kind"] == "outcome" else line)
+    results_tools.written("isolation-20250101-000000.jsonl", worse)
+
+    assert cli.run(["isolation", "report"]) == 0  # of the newest by its time, not by its name
+    assert capfd.readouterr().out == "isolation-20250101-000000.html\n"
+    assert "<html" in (directory / "isolation-20250101-000000.html").read_text()
+    assert cli.run(["isolation", "report", "--markdown", "-", "isolation-20260101-000000.jsonl"]) == 0
+    assert capfd.readouterr().out.startswith("## ")
+    assert not (directory / "isolation-20260101-000000.html").exists()
+    assert cli.run(["isolation", "report", "--html", "none/page"]) == 1
+    assert "cannot write the report to none/page: ENOENT" in capfd.readouterr().err
+
+    names = ["isolation-20260101-000000.jsonl", "isolation-20250101-000000.jsonl"]
+    assert cli.run(["isolation", "compare", *names]) == 1
+    assert "worse (" in capfd.readouterr().out
+    assert cli.run(["isolation", "compare", names[0], names[0]]) == 0
+    assert "worse (" not in capfd.readouterr().out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pycontain.isolation import outcomes, outcomes_entering
 from pycontain.isolation.model import Measure
 
-MEASURES: tuple[Measure, ...] = ()
+MEASURES: tuple[Measure, ...] = (*outcomes.MEASURES, *outcomes_entering.MEASURES)

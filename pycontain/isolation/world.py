@@ -289,7 +289,10 @@ def _mounts(*, proc: bool) -> None:
         syscalls.mount(None, "/", None, _MS_REC | _MS_PRIVATE)
         if proc:
             syscalls.mount("proc", "/proc", "proc", _MS_NOSUID | _MS_NODEV | _MS_NOEXEC)
-        syscalls.mount("tmpfs", "/run", "tmpfs", _MS_NOSUID | _MS_NODEV, "mode=755")
+        # Neither nosuid nor nodev: nor has the file system on which engines keep their containers' root directories.
+        syscalls.mount("tmpfs", "/run", "tmpfs", 0, "mode=755")
+        if os.path.isdir("/dev/shm"):  # a mount of its own: its files outlive an ipc namespace
+            syscalls.mount("tmpfs", "/dev/shm", "tmpfs", _MS_NOSUID | _MS_NODEV, "mode=1777")
         found = hierarchies()
         if mode_of(found) == "hybrid":
             for hierarchy in found:

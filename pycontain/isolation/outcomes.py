@@ -1,0 +1,72 @@
+"""Do attacks work? One take is one job: the probe tries every attack in a child of its own and says how far it came;
+here is judged, by what only the host knows, whether that was the host."""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from pycontain.isolation import decoys
+from pycontain.isolation.model import Job, Level, Measure, Outcome
+from pycontain.isolation.outcomes_claims import ATTACKS, Attack
+from pycontain.isolation.outcomes_judge import Judge
+from pycontain.isolation.world import World
+from pycontain.runtime.errors import PycontainError
+
+_SECONDS = 120.0
+
+
+def take(world: World, level: Level) -> Iterator[Outcome]:
+    """Every attack at this level, once. A claim that this host has no decoy for yields nothing.
+    Raises PycontainError where the probe did not come to its end."""
+    yield from attack(world, level, ATTACKS)
+
+
+def attack(world: World, level: Level, attacks: tuple[Attack, ...]) -> list[Outcome]:
+    """These attacks, judged."""
+    there = world.once(decoys.make)
+    cookie = world.number()
+    name, changed = socket.gethostname(), f"reached-{cookie}"
+    only = ",".join(one.claim.name for one in attacks)
+    arguments = (f"only={only}", f"cookie={cookie}", f"name={changed}", *there.arguments)
+    before = time.clock_gettime(time.CLOCK_BOOTTIME)
+    with there.awake():
+        ended = level.run(world, Job(("/probe", "outcomes", *arguments)), timeout=_SECONDS)
+    found = answers(ended.stdout)
+    named = socket.gethostname() == changed
+    if named:
+        socket.sethostname(name)
+    if ended.status or set(found) != {"self", *(one.claim.name for one in attacks if one.claim.name in found)}:
+        raise PycontainError(
+            f"the attacks ended with status {ended.status}: {ended.stderr.decode(errors='replace').strip()[-500:]}"
+        )
+    judge = Judge(there, found["self"], before, cookie, named)
+    return [
+        Outcome(one.claim.name, *judge.verdict(one, found[one.claim.name]))
+        for one in attacks
+        if one.claim.name in found and one.claim.name not in there.missing
+    ]
+
+
+def answers(output: bytes) -> dict[str, dict[str, Any]]:
+    """The probe's lines, by the attack's name."""
+    found: dict[str, dict[str, Any]] = {}
+    for line in output.splitlines():
+        answer = json.loads(line)
+        found[answer["attack"]] = answer
+    return found
+
+
+MEASURES = (
+    Measure(
+        "outcomes",
+        "outcome",
+        "attacks",
+        take,
+        claims=tuple(one.claim for one in ATTACKS),
+        seconds=1.0,
+    ),
+)

@@ -79,7 +79,7 @@ def configuration(job: Job, kind: Kind, *, root: str, cgroup: str, hostname: str
         options.tmpfs = {"/tmp": "mode=1777,size=64m"}
     if job.opened:
         options.privileged = True
-        options.namespaces = {"pid": "host", "ipc": "host", "network": "host"}
+        options.namespaces = dict.fromkeys(("pid", "ipc", "network", "uts", "cgroup"), "host")
         options.mounts = [
             *options.mounts,
             {"destination": "/host", "type": "bind", "source": "/", "options": ["rbind", "rw"]},

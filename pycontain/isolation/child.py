@@ -32,6 +32,7 @@ class Child:
         root: str | None = None,
         mounts: int | None = None,
         user: int = 0,
+        leave: str | None = None,
         environment: dict[str, str] | None = None,
         timeout: float = 20.0,
     ) -> None:
@@ -42,7 +43,9 @@ class Child:
         wait, self._go = os.pipe()
         words += [f"ready={said}", f"go={wait}"]
         passed = [*fds, said, wait]
-        for key, value in (("program", program), ("root", root), ("mounts", mounts), ("user", user or None)):
+        for key, value in (
+            ("program", program), ("root", root), ("mounts", mounts), ("user", user or None), ("leave", leave),
+        ):  # fmt: skip
             if value is not None:
                 words.append(f"{key}={value}")
         if mounts is not None:

@@ -27,6 +27,8 @@ _VERB_SECONDS = 20.0
 class Contained(Running):
     """A container: ``RUNTIME run --bundle B ID`` in the foreground, with pipes as its output."""
 
+    leave: str | None = None  # a directory of the host that the runtime is started with as descriptor 3
+
     def __init__(self, world: World, level: Level, job: Job, runtime: Sequence[str], kind: Kind) -> None:
         super().__init__(world, level, job)
         self.runtime = list(runtime)
@@ -62,6 +64,7 @@ class Contained(Running):
             self.command,
             user=self.user,
             mounts=self.mounts,
+            leave=self.leave if args is None else None,
             environment=self.environment,
         )
 
@@ -94,9 +97,19 @@ class Contained(Running):
         return os.path.isdir(root) and any(name.startswith(self.id) for name in os.listdir(root))
 
 
+class _Opened(Contained):
+    """The control of an outcome: the same container, all its defences off. Whoever starts it is careless, too: the
+    session's keyring, the host's mounts below the root and, as descriptor 3, the host's root directory are left."""
+
+    leave = "/"
+    careless = ("--no-pivot", "--no-new-keyring", "--preserve-fds", "1")
+
+    def run_words(self) -> list[str]:
+        return [*self.runtime, "run", *self.careless, "--bundle", self.bundle, self.id]
+
+
 def opened(world: World, level: Level, job: Job) -> Running:
-    """The control of an outcome: the same container, all its defences off."""
-    return Contained(world, level, job, mine(world), Kind(seccomp=False))
+    return _Opened(world, level, job, mine(world), Kind(seccomp=False))
 
 
 def mine(world: World) -> list[str]:

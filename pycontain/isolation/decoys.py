@@ -31,7 +31,7 @@ _ELSEWHERE = ("file", "file_handle", "process_seen", "process_environment", "net
               "disk", "disk_mount")  # fmt: skip
 # Claims that the same decoy is reached by.
 _OF = {
-    "file": ("file_path", "file_write", "file_proc_root", "file_proc_cwd", "chroot_escape", "host_namespaces",
+    "file": ("file_path", "file_write", "file_proc_root", "file_proc_cwd", "root_escape", "host_namespaces",
              "descriptors", "entering_process"),
     "disk": ("disk_own_node", "disk_given_node"),
     "process_memory": ("process_memory", "process_trace"),

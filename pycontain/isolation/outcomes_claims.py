@@ -51,8 +51,8 @@ FILES = _attacks(
     ("file_handle", "No way by file handles",
      "Open a file of the host by its handle with open_by_handle_at, from any directory of the same file system.",
      "CVE-2014-3519"),
-    ("chroot_escape", "No way by a second chroot",
-     "Change the root directory once more, and go upwards from outside of it."),
+    ("root_escape", "No way out of the root directory",
+     "Change the root directory once more and go upwards from outside of it; take the root directory's mount away."),
     ("host_namespaces", "No way into other mount namespaces",
      "Enter the mount namespace of process 1, and of every process that is seen, with setns."),
     ("descriptors", "Nothing was left open",
@@ -183,7 +183,7 @@ PRIVILEGES = _attacks(
 )  # fmt: skip
 
 # Not a leak by itself: what is behind these doors has had holes, and a level that keeps them shut has one less to fear.
-_DOOR = "To be let in counts as leaked: that much more of the kernel can be reached, though nothing is lost by it alone."
+_DOOR = "To be let in counts as leaked: that much more of the kernel is there to be attacked."
 SURFACE = tuple(
     Attack(Claim(name, title, f"{attack} {_DOOR} {_PROOF['kernel']}", "kernel surface", row), "kernel")
     for name, title, attack, row in (

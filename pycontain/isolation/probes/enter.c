@@ -43,11 +43,11 @@ static void join(const char *tasks, const char *directory)
 	close(atoi(directory));
 }
 
-PROBE(enter, "[tasks=FD,..] [cgroup=FD] [mounts=FD] [root=DIR] [user=ID] [program=PATH] ready=FD go=FD -- ARG...: "
+PROBE(enter, "[tasks=FD,..] [cgroup=FD] [mounts=FD] [root=DIR] [user=ID] [leave=DIR] [program=PATH] ready=FD go=FD -- ARG...: "
 	     "joins, writes a byte, waits for one, executes")
 {
 	char **argv = args, byte = 0;
-	const char *program, *root, *mounts;
+	const char *program, *root, *mounts, *leave;
 	int ready, go;
 	long user;
 
@@ -62,6 +62,7 @@ PROBE(enter, "[tasks=FD,..] [cgroup=FD] [mounts=FD] [root=DIR] [user=ID] [progra
 	root = text(args, "root", NULL);
 	mounts = text(args, "mounts", NULL);
 	user = number(args, "user", 0);
+	leave = text(args, "leave", NULL);
 
 	join(text(args, "tasks", NULL), text(args, "cgroup", NULL));
 	if (mounts && setns(atoi(mounts), CLONE_NEWNS))
@@ -81,6 +82,8 @@ PROBE(enter, "[tasks=FD,..] [cgroup=FD] [mounts=FD] [root=DIR] [user=ID] [progra
 		failed("say that it is ready");
 	if (read(go, &byte, 1) != 1)
 		exit(125); /* who would have let it go is gone */
+	if (leave && dup2(open(leave, O_RDONLY | O_DIRECTORY), 3) < 0)
+		failed("leave a descriptor open");
 	execv(program, argv);
 	failed(program);
 	return 0;

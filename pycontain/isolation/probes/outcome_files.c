@@ -11,6 +11,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mount.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -100,22 +101,26 @@ ATTACK(file_handle)
 	}
 }
 
-/* A second chroot leaves the working directory outside of the first one. */
-ATTACK(chroot_escape)
+/* A second chroot leaves the working directory outside of the first one. And where the root directory is a mount that
+ * was moved over the host's, the host's is there again when it is taken away. */
+ATTACK(root_escape)
 {
 	int here = open("/", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	int namespace = -1;
 	char path[PATH_MAX];
 
-	if (chroot(mount_point())) {
-		refused("chroot");
-		return;
-	}
-	if (fchdir(here)) {
-		refused("fchdir");
-		return;
-	}
 	snprintf(path, sizeof(path), UP "%s", text(args, "file", "/"));
-	read_decoy(open(path, O_RDONLY | O_CLOEXEC), "a second chroot and ..");
+	if (chroot(mount_point()) || fchdir(here))
+		refused("chroot");
+	else if (read_decoy(open(path, O_RDONLY | O_CLOEXEC), "upwards from outside of a second chroot"))
+		return;
+	if (fchdir(here) || chroot(".") || own_mounts())
+		return;
+	namespace = open("/proc/self/ns/mnt", O_RDONLY | O_CLOEXEC);
+	if (umount2("/", MNT_DETACH) || setns(namespace, CLONE_NEWNS))
+		refused("umount of the root directory");
+	else
+		read_decoy(open(text(args, "file", "/"), O_RDONLY | O_CLOEXEC), "an umount of the root directory");
 }
 
 static void join_mounts(const char *proc, int pid, char **args)
@@ -153,11 +158,11 @@ ATTACK(descriptors)
 	char path[PATH_MAX], how[64];
 
 	snprintf(path, sizeof(path), UP "%s", text(args, "file", "/"));
-	read_decoy(open(path, O_RDONLY | O_CLOEXEC), "the working directory and ..");
+	read_decoy(open(path, O_RDONLY | O_CLOEXEC), "upwards from the working directory");
 	for (int fd = 0; fd < 1024 && !done(); fd++) {
 		if (fcntl(fd, F_GETFD) < 0)
 			continue;
-		snprintf(how, sizeof(how), "descriptor %d and ..", fd);
+		snprintf(how, sizeof(how), "upwards from descriptor %d", fd);
 		read_decoy(openat(fd, path, O_RDONLY | O_CLOEXEC), how);
 	}
 }

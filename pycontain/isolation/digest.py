@@ -232,17 +232,21 @@ def flat_facts(facts: dict[str, Any], prefix: str = "") -> dict[str, str]:
 
 
 def figure_text(figure: Figure, unit: str) -> str:
-    """``1.23 ms`` with its interval: ``1.23 ms (1.20 to 1.31 ms)``."""
-    return f"{units.text(figure.median, unit)} ({span_text(figure, unit)})"
+    """``1.23 ms`` with its interval, if it has one: ``1.23 ms (1.20 to 1.31 ms)``."""
+    said = units.text(figure.median, unit)
+    return f"{said} ({span_text(figure, unit)})" if figure.n > 1 else said
 
 
 def span_text(figure: Figure, unit: str) -> str:
-    """The interval of a figure in the step of its median: ``1.20 to 1.31 ms``."""
+    """The interval of a figure in the step of its median: ``1.20 to 1.31 ms``; a dash where there is but one value."""
+    if figure.n < 2:
+        return "–"
     name, size = units.step(figure.median, unit)
-    return f"{units.number(figure.low / size)} to {units.number(figure.high / size)}{units.joined(name)}"
+    ending = "" if units.is_counted(unit) else units.joined(name)
+    return f"{units.number(figure.low / size)} to {units.number(figure.high / size)}{ending}"
 
 
 def count_text(figure: Figure) -> str:
     """``7``, or ``3 (75 %)`` where so few values do not reach the 95 %."""
-    sure = figure.coverage >= statistics.CONFIDENCE or (figure.n > 1 and figure.low == figure.high)
+    sure = figure.coverage >= statistics.CONFIDENCE or figure.low == figure.high
     return str(figure.n) if sure else f"{figure.n} ({100 * figure.coverage:.0f}\u00a0%)"

@@ -44,7 +44,7 @@ def _levels(results: Results) -> str:
     for one in digest.sums(results):
         counts = [str(one.held), str(one.leaked), str(one.noisy)] if one.tried else ["–"] * 3
         figures = [
-            text(units.text(figure.median, quantity.unit)) if figure else "–"
+            text(units.brief(figure.median, quantity.unit)) if figure else "–"
             for figure, (_, quantity) in zip(one.figures, heads, strict=True)
         ]
         rows.append([text(one.level.title), *counts, *figures])
@@ -82,7 +82,7 @@ def _figures(results: Results) -> str:
     for quantity in quantities:
         figures = (results.figure(level.name, quantity.name) for level in results.present())
         cells = [text(units.brief(figure.median, quantity.unit)) if figure else "–" for figure in figures]
-        unit = f" ({quantity.unit})" if units.brief(1, quantity.unit) == "1" and quantity.unit else ""
+        unit = f" ({quantity.unit})" if units.is_counted(quantity.unit) and quantity.unit else ""
         rows.append([text(quantity.title + unit), *cells])
     heads = ["Median", *(text(level.name) for level in results.present())]
     return f"### Figures\n\n{_table(heads, rows)}"

@@ -42,7 +42,7 @@ def numbers(results: Results) -> Section | None:
         made += [tag("h3", title), tag("div", *tables, class_="grid")] if tables else []
     said = (
         "n is the number of rounds, or of repetitions where there was one round. Below six values no interval "
-        "reaches 95 %: what it reaches is said in its place."
+        "reaches 95 %: what it does reach is in brackets."
     )
     return section("numbers", "All figures", note(said), *made) if made else None
 
@@ -57,7 +57,7 @@ def _numbers(results: Results, quantity: Quantity) -> str:
             rows.append(row(text(level.name), tag("td", said, colspan=3, class_="none", title=why)))
             continue
         variant = f" {tag('small', text(figure.detail))}" if figure.detail else ""
-        median, span = units.text(figure.median, quantity.unit), digest.span_text(figure, quantity.unit)
+        median, span = units.brief(figure.median, quantity.unit), digest.span_text(figure, quantity.unit)
         cells = (tag("td", text(said)) for said in (median, span, digest.count_text(figure)))
         rows.append(row(text(level.name) + variant, *cells))
     conditions = "; ".join([f"unit: {quantity.unit or 'number'}", *digest.conditions(quantity)])

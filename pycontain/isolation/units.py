@@ -14,6 +14,7 @@ _FAMILIES: tuple[tuple[tuple[str, float], ...], ...] = (
     tuple((f"{prefix}B", factor) for prefix, factor in _BINARY),
     tuple((f"{prefix}bit", factor) for prefix, factor in _DECIMAL),
 )
+_SIGNS = {"%", "×"}
 _ALIASES = {"us": "µs", "byte": "B", "bytes": "B", "bits": "bit", "seconds": "s"}
 
 
@@ -71,12 +72,17 @@ def text(value: float, unit: str) -> str:
 
 def brief(value: float, unit: str) -> str:
     """As `text`, without the unit where it only says what is counted."""
-    return text(value, unit) if len(steps(unit)) > 1 or not joined(unit).startswith("\u00a0") else number(value)
+    return number(value) if is_counted(unit) else text(value, unit)
+
+
+def is_counted(unit: str) -> bool:
+    """Whether the unit only says what is counted (``calls``), so that it can be left to a caption."""
+    return len(steps(unit)) == 1 and unit not in _SIGNS
 
 
 def joined(unit: str) -> str:
     """A unit as it follows its number."""
-    return unit if unit in {"", "%", "×"} else f"\u00a0{unit}"
+    return unit if not unit or unit in _SIGNS else f"\u00a0{unit}"
 
 
 def short(value: float) -> str:
@@ -113,7 +119,7 @@ def log_ticks(low: float, high: float, binary: bool) -> list[list[float]]:
 def tick(value: float, unit: str) -> str:
     """The label of a tick on a log axis, with the step of its unit: ``10 ms``."""
     name, size = step(value, unit)
-    return short(round(value / size, 9)) + (joined(name) if brief(1, unit) != "1" else "")
+    return short(round(value / size, 9)) + ("" if is_counted(unit) else joined(name))
 
 
 def shown(text: str) -> str:

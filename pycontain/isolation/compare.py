@@ -245,9 +245,10 @@ def _has(results: Results, level: str, measure: str) -> bool:
 def _controls(made: Comparison) -> None:
     """An attack that does nothing even where there is no defence shows nothing, in whichever run that is."""
     for word, results, other in (("old", made.old, made.new), ("new", made.new, made.old)):
-        for claim in sorted(digest.unproven(results) - digest.unproven(other)):
-            if other.outcome(OPENED, claim) is not None:
-                title = shown(results.claims[claim].title)
+        for claim in results.claims.values():
+            here, there = results.outcome(OPENED, claim.name), other.outcome(OPENED, claim.name)
+            if here and there and here.verdict == "held" != there.verdict:
+                title = shown(claim.title)
                 made.uncompared.append(f"control: {title}: in the {word} run the attack fails without any defence")
 
 

@@ -62,11 +62,13 @@ def headlines(results: Results) -> list[tuple[str, Quantity]]:
 
 
 def sums(results: Results) -> list[Sum]:
-    """A line for each level that could be run."""
+    """A line for each level that could be run. Claims that are `unproven` are not counted."""
+    without = unproven(results)
     quantities = [quantity for _, quantity in headlines(results)]
     made = []
     for level in results.present():
-        verdicts = [record.verdict for (name, _), record in results.outcomes.items() if name == level.name]
+        records = (results.outcome(level.name, claim) for claim in results.claims if claim not in without)
+        verdicts = [record.verdict for record in records if record is not None]
         held, leaked, noisy = (verdicts.count(verdict) for verdict in VERDICTS)
         figures = tuple(results.figure(level.name, quantity.name) for quantity in quantities)
         made.append(Sum(level, held, leaked, noisy, figures))
@@ -74,10 +76,10 @@ def sums(results: Results) -> list[Sum]:
 
 
 def unproven(results: Results) -> set[str]:
-    """The claims that hold even without any defence: on this host their attack shows nothing."""
-    return {
-        claim for (level, claim), record in results.outcomes.items() if level == OPENED and record.verdict == "held"
-    }
+    """The claims that nothing was seen to break: they hold at every level, and even without any defence. Their attack
+    does not work on this host, and says nothing."""
+    broken = {claim for (_, claim), record in results.outcomes.items() if record.verdict != "held"}
+    return {claim for level, claim in results.outcomes if level == OPENED} - broken
 
 
 def kinds(results: Results) -> dict[str, list[Claim]]:
@@ -169,8 +171,12 @@ def lead(results: Results) -> str:
     found = [one for one in sums(results) if one.tried]
     said = []
     if found:
-        most, least = (best(found, key=lambda one: (one.held / one.tried, one.tried)) for best in (max, min))
-        parts = [f"{one.level.title} held {one.held} of {one.tried}" for one in (most, least)]
+        rates = [one.held / one.tried for one in found]
+        parts = []
+        for rate in dict.fromkeys((max(rates), min(rates))):
+            these = [one for one, its in zip(found, rates, strict=True) if its == rate]
+            names = _listed([one.level.title for one in these])
+            parts.append(f"{names} held {these[0].held} of {these[0].tried}")
         said.append(f"Of the claims, {', '.join(parts)}.")
     quantity = first_taken(results, ("start.first",))
     if quantity is not None:
@@ -181,6 +187,10 @@ def lead(results: Results) -> str:
         parts = [f"{units.text(times[title], quantity.unit)} ({title})" for title in ends]
         said.append(f"A start took from {' to '.join(parts)}.")
     return " ".join(said) or "No claim was tried in this run, and no start timed."
+
+
+def _listed(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
 def conditions(quantity: Quantity) -> list[str]:
@@ -217,7 +227,7 @@ def host(results: Results) -> str:
 
 
 def flat_facts(facts: dict[str, Any], prefix: str = "") -> dict[str, str]:
-    """Facts by name, nested ones as ``versions: runc``; bytes with their unit; None is none."""
+    """Facts by name, nested ones as ``versions: runc``; bytes with their unit."""
     made: dict[str, str] = {}
     for name, value in facts.items():
         if isinstance(value, dict):
@@ -226,8 +236,10 @@ def flat_facts(facts: dict[str, Any], prefix: str = "") -> dict[str, str]:
             made[prefix + name] = units.text(value, "B")
         elif isinstance(value, list):
             made[prefix + name] = ", ".join(map(str, value))
+        elif value is None or isinstance(value, bool):
+            made[prefix + name] = {None: "none", True: "yes", False: "no"}[value]
         else:
-            made[prefix + name] = "none" if value is None else str(value)
+            made[prefix + name] = units.number(value) if isinstance(value, float) else str(value)
     return made
 
 

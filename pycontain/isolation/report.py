@@ -166,9 +166,12 @@ def _matrix(results: Results) -> Section | None:
         bodies.append(tag("tbody", first, *rows))
     said = ""
     if controls:
-        said = "The control is a container without its defences: an attack that fails there as well shows nothing here."
+        said = "The control is a container without its defences."
     if unproven:
-        said += f" That is so for {len(unproven)} of them, marked “not shown”."
+        said += (
+            f" There, and everywhere else, {len(unproven)} of the attacks do nothing on this host: their claims are "
+            "marked “not shown”, and not counted."
+        )
     title = "Which level holds which claim"
     matrix = tag(
         "table",
@@ -213,7 +216,6 @@ def _same_levels(levels: list[LevelInfo], found: list[Finding]) -> str:
         if len(one.details) == 1:
             said = next(iter(one.details))
         else:
-            parts = (f"{detail} ({', '.join(level.name for level in at)})" for detail, at in one.details.items())
-            said = "; ".join(parts)
+            said = " ".join(f"{', '.join(level.name for level in at)}: {detail}" for detail, at in one.details.items())
         items.append(tag("li", tag("b", text(one.claim.title)), text(f": {said}")))
     return tag("h4", text(", ".join(level.name for level in levels))) + tag("ul", *items, class_="findings")

@@ -83,7 +83,7 @@ def gaps(results: Results) -> Section | None:
         "Missing: this host cannot run the level. Absent: the level cannot have it. Failed: it should have worked, "
         "and did not."
     )
-    made = table("What was not measured", head("Level", "Measure", "What", "Why"), rows, "text")
+    made = table("What was not measured", head("Level", "Measure", "What", "Why"), rows, "gaps text")
     return section("gaps", "What is not here, and why", note(said), made)
 
 
@@ -93,7 +93,17 @@ def _gap(level: str, measure: str, word: str, why: str) -> str:
 
 def facts(results: Results) -> Section:
     """The host, as the run found it."""
-    rows = [row(text(name), tag("td", text(value))) for name, value in digest.flat_facts(results.facts).items()]
+    rows = []
+    for name, value in results.facts.items():
+        flat = digest.flat_facts(value if isinstance(value, dict) else {name: value})
+        if not isinstance(value, dict):
+            rows.append(row(text(name), tag("td", text(flat[name]))))
+            continue
+        same: dict[str, list[str]] = {}
+        for key, said in flat.items():
+            same.setdefault(said, []).append(key)
+        lines = (tag("div", text(f"{', '.join(keys)}: {said}")) for said, keys in same.items())
+        rows.append(row(text(name), tag("td", *lines)))
     said = f"Run {results.id}, seed {results.seed}, begun {results.started}."
     return section("host", "The host", table("The host", "", rows, "facts text"), note(said))
 

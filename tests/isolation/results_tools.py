@@ -96,7 +96,7 @@ def records(seed: int = 7, rounds: int = 3, hostile: bool = False, missing: dict
         _, strength, _ = LEVELS[level]
         for place, claim in enumerate(first["claims"]):
             rank = random.Random(claim["name"]).random()
-            verdict = "held" if rank < strength else "noisy" if claim["kind"] == "exhaustion" else "leaked"
+            verdict = "held" if rank < strength or claim["name"] == "kernel.4" else "noisy" if claim["kind"] == "exhaustion" else "leaked"
             detail = HOSTILE if hostile else {"held": "refused: EPERM", "leaked": "7 bytes of the decoy were read", "noisy": f"the neighbour's p99 grew {1 + 10 * rank:.1f} times"}[verdict]
             if (place, level) != (5, "runsc"):
                 made.append({"kind": "outcome", "level": level, "measure": "attacks", "claim": claim["name"], "verdict": verdict, "detail": detail, "at": 1.0 + place})

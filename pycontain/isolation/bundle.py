@@ -91,6 +91,8 @@ def configuration(job: Job, kind: Kind, *, root: str, cgroup: str, hostname: str
     host = Platform.host()
     image = ImageConfig(host.os, host.architecture, host.variant, ())
     config = to_spec(image, options)
+    if job.opened:
+        config["process"]["capabilities"]["inheritable"] = config["process"]["capabilities"]["bounding"]
     linux = config["linux"]
     if kind.mapped or kind.rootless:
         first, size = (USER, 1) if kind.rootless else (FIRST_ID, COUNT)

@@ -180,6 +180,10 @@ PRIVILEGES = _attacks(
     ("set_user_id", "No program gives back root's rights",
      "Execute a set-user-ID program of root's as another user. It becomes root of the container only: what that is "
      "worth, the other rows say."),
+    ("inherited_capabilities", "No program hands on capabilities",
+     "Execute a program whose file has inheritable capabilities as another user: what it gets is what the runtime made "
+     "inheritable.",
+     "CVE-2022-29162"),
 )  # fmt: skip
 
 # Not a leak by itself: what is behind these doors has had holes, and a level that keeps them shut has one less to fear.

@@ -6,8 +6,6 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <grp.h>
-#include <limits.h>
 #include <linux/bpf.h>
 #include <linux/if_alg.h>
 #include <linux/io_uring.h>
@@ -17,15 +15,12 @@
 #include <linux/vm_sockets.h>
 #include <sched.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/mount.h>
 #include <sys/personality.h>
-#include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
 static void opens(long result, const char *call)
@@ -169,63 +164,4 @@ ATTACK(masked_files)
 	}
 	if (*how)
 		reached(how);
-}
-
-/* A program of root's with the set-user-ID bit gives its rights to whoever executes it: also to another user? */
-static void raised(const char *program)
-{
-	int status = 0;
-	pid_t child = fork();
-
-	if (!child) {
-		char *const arguments[] = { (char *)program, "effective_user", NULL };
-
-		close(1); /* what it says is in its exit status */
-		if (setgroups(0, NULL) || (setresgid(65534, 65534, 65534) && setresgid(1, 1, 1)) ||
-		    (setresuid(65534, 65534, 65534) && setresuid(1, 1, 1)))
-			_exit(100);
-		execv(program, arguments);
-		_exit(101);
-	}
-	if (child > 0 && waitpid(child, &status, 0) == child && WIFEXITED(status) && !WEXITSTATUS(status))
-		reached("a set-user-ID program, executed by another user");
-	else if (WEXITSTATUS(status) == 100)
-		{
-		errno = EPERM;
-		refused("a change to another user");
-	}
-}
-
-PROBE(effective_user, "fails unless it has the rights of user 0")
-{
-	return geteuid() ? EPERM : 0;
-}
-
-ATTACK(set_user_id)
-{
-	char path[PATH_MAX], bytes[65536];
-	ssize_t size;
-
-	for (const char *const *place = places(); *place && !done(); place++) {
-		int from = open("/proc/self/exe", O_RDONLY | O_CLOEXEC), to;
-
-		snprintf(path, sizeof(path), "%s/.raise-%d", *place, getpid());
-		to = open(path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0700);
-		if (to < 0)
-			refused("a copy of itself");
-		while (from >= 0 && to >= 0 && (size = read(from, bytes, sizeof(bytes))) > 0)
-			if (write(to, bytes, (size_t)size) != size)
-				break;
-		if (to >= 0) {
-			if (fchmod(to, 04755))
-				refused("chmod");
-			close(to);
-			raised(path);
-			unlink(path);
-		}
-		if (from >= 0)
-			close(from);
-	}
-	errno = EPERM;
-	refused("the set-user-ID bit");
 }

@@ -88,8 +88,7 @@ class Decoys:
         line = self._line(20.0)
         if line is None:
             raise PycontainError("the process that attacks are to reach has not started")
-        if line["key"] < 0:
-            self.missing["keyring_user"] = "this kernel gave no key"
+        self.missing.update(dict.fromkeys(filter(None, line["lacking"].split(",")), "this kernel has none"))
         found = [f"{name}={int(line[name])}" for name in ("pid", "address", "descriptor", "port")]
         return [*names, *found, f"session_key={self._session_key()}"]
 
@@ -144,7 +143,9 @@ class Decoys:
             os.mkdir(tree)
             with open(f"{tree}/secret", "x") as secret:
                 secret.write(f"{self._texts['disk_mount']}\n")
-            subprocess.run([mke2fs, "-q", "-F", "-t", "ext4", "-O", "^has_journal", "-d", tree, image], check=True)
+            made = subprocess.run([mke2fs, "-q", "-F", "-t", "ext4", "-O", "^has_journal", "-d", tree, image])
+            if made.returncode:
+                self.missing["disk_mount"] = f"mke2fs ended with status {made.returncode}"
         with open(image, "r+b") as file:
             file.write(f"{self._texts['disk']}\n".encode())  # ext4 leaves the first 1024 bytes alone
         try:

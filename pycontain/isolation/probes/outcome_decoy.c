@@ -54,6 +54,16 @@ static int unix_listener(const char *name, int abstract)
 	return fd;
 }
 
+/* What this kernel has not: the claim is not tried then. */
+static char lacking[128];
+
+static int have(int good, const char *claim)
+{
+	if (!good)
+		snprintf(lacking + strlen(lacking), sizeof(lacking) - strlen(lacking), "%s%s", *lacking ? "," : "", claim);
+	return good;
+}
+
 /* The keyring of a user outlives every process of this world: the key ends by itself soon after this one. It is made
  * in a keyring of this process, which possesses it by that. */
 static long user_key(const char *name)
@@ -109,19 +119,20 @@ PROBE(decoy, "what attacks try to reach: socket=PATH abstract=NAME shm_name=/NAM
 	must(held >= 0 && write(held, secret[DESCRIPTOR], strlen(secret[DESCRIPTOR])) > 0, "make a file to hold");
 	id = shmget((key_t)number(args, "shm_key", 0), 4096, IPC_CREAT | IPC_EXCL | 0666);
 	shared = id < 0 ? (void *)-1 : shmat(id, NULL, 0);
-	must(shared != (void *)-1, "make System V shared memory");
-	strcpy(shared, secret[SYSV]);
+	if (have(shared != (void *)-1, "shared_memory_sysv"))
+		strcpy(shared, secret[SYSV]);
 	fd = shm_open(text(args, "shm_name", ""), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
-	must(fd >= 0 && write(fd, secret[SHARED], strlen(secret[SHARED])) > 0, "make POSIX shared memory");
+	have(fd >= 0 && write(fd, secret[SHARED], strlen(secret[SHARED])) > 0, "shared_memory_posix");
 	queue = mq_open(text(args, "queue", ""), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0666, &attr);
-	must(queue >= 0 && !mq_send(queue, secret[QUEUE], strlen(secret[QUEUE]), 0), "make a message queue");
+	have(queue >= 0 && !mq_send(queue, secret[QUEUE], strlen(secret[QUEUE]), 0), "message_queue");
 	key = user_key(text(args, "user_key", ""));
+	have(key >= 0, "keyring_user");
 
 	json_number("pid", getpid());
 	json_number("address", (double)(uintptr_t)secret[MEMORY]);
 	json_number("descriptor", held);
 	json_number("port", ntohs(any.sin_port));
-	json_number("key", (double)key);
+	json_text("lacking", lacking);
 	json_line();
 	for (;;) {
 		int some = poll(all, sizeof(all) / sizeof(*all), 20000);

@@ -83,9 +83,9 @@ ATTACK(file_handle)
 	} all = { .handle = { .handle_bytes = (unsigned)strlen(hex) / 2, .handle_type = atoi(given) } };
 	char byte[3] = "";
 
-	for (size_t i = 0; i < all.handle.handle_bytes && i < MAX_HANDLE_SZ; i++) {
+	for (size_t i = 0; i < all.handle.handle_bytes && i < sizeof(all.bytes); i++) {
 		memcpy(byte, hex + 2 * i, 2);
-		all.handle.f_handle[i] = (unsigned char)strtoul(byte, NULL, 16);
+		all.bytes[i] = (unsigned char)strtoul(byte, NULL, 16);
 	}
 	for (int i = -1; (i < 0 || same[i]) && !done(); i++) {
 		int mounted = open(i < 0 ? near : same[i], O_RDONLY | O_CLOEXEC), fd;

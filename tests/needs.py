@@ -68,6 +68,17 @@ def _root() -> str | None:
     return None if os.geteuid() == 0 else f"effective user is {os.geteuid()}, not 0"
 
 
+@probe("tracefs")
+def _tracefs() -> str | None:
+    path = f"/sys/kernel/tracing/instances/pycontain-need-{os.getpid()}"
+    try:
+        os.mkdir(path)
+        os.rmdir(path)
+    except OSError as error:
+        return f"tracefs: make {path}: {os.strerror(error.errno or 0)}"
+    return None
+
+
 @probe("cgroup1")
 def _cgroup1() -> str | None:
     v1 = {name for kind in _cgroup_mounts().values() if kind != "cgroup2" for name in kind.split(",")}

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from pycontain.isolation import outcomes, outcomes_entering
+from pycontain.isolation import information, outcomes, outcomes_entering, surface
 from pycontain.isolation.model import Measure
 
-MEASURES: tuple[Measure, ...] = (*outcomes.MEASURES, *outcomes_entering.MEASURES)
+MEASURES: tuple[Measure, ...] = (
+    *outcomes.MEASURES,
+    *outcomes_entering.MEASURES,
+    *information.MEASURES,
+    *surface.MEASURES,
+)

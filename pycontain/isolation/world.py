@@ -1,14 +1,16 @@
 """A throw-away host: private namespaces of this one, in which every level runs beside every other.
 
 What is made in them (processes, mounts, network links, everything in /run) ends with them. What outlives a namespace,
-cgroups and files on the disk, carries the world's id in its name, and is removed by a sweeper: a process that does
-nothing but wait for the world's end, however that comes. Should it be killed too, the next world sweeps.
+cgroups, files on the disk, an instance of the kernel's tracer, carries the world's id in its name, and is removed by
+a sweeper: a process that does nothing but wait for the world's end, however that comes. Should it be killed too, the
+next world sweeps.
 
 Sources: namespaces(7), pid_namespaces(7), mount_namespaces(7), cgroups(7).
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import select
@@ -17,6 +19,7 @@ import signal
 import socket
 import struct
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, TypeVar
@@ -30,6 +33,7 @@ CAP = {"memory": 1 << 30, "pids": 600}
 DIRECTORY = "/run/pycontain-isolation"
 PUBLIC = "/run/pycontain-tenants"
 DISK = "/var/tmp"
+INSTANCES = "/sys/kernel/tracing/instances"
 
 _CLONE_NEWNS, _CLONE_NEWUTS, _CLONE_NEWIPC, _CLONE_NEWPID, _CLONE_NEWNET = 0x20000, 1 << 26, 1 << 27, 1 << 29, 1 << 30
 _MS_NOSUID, _MS_NODEV, _MS_NOEXEC, _MS_REC, _MS_PRIVATE = 2, 4, 8, 0x4000, 0x40000
@@ -372,18 +376,28 @@ def _sweeper(id: str) -> tuple[int, int]:
 
 
 def sweep(id: str) -> None:
-    """Remove what a world has left: its cgroups with all that runs in them, and its files."""
+    """Remove what a world has left: its cgroups with all that runs in them, its files, its tracer."""
     remove_cgroup(open_cgroup(f"/{PREFIX}{id}"))
+    instance = f"{INSTANCES}/{PREFIX}{id}"
+    until = time.monotonic() + 1
+    while os.path.isdir(instance):
+        try:
+            os.rmdir(instance)
+        except OSError as error:
+            # A file in it is open, which a process that dies is about to close.
+            if error.errno != errno.EBUSY or time.monotonic() > until:
+                raise
+            time.sleep(0.01)
     path = f"{DISK}/{PREFIX}{id}"
     if os.path.isdir(path):
         shutil.rmtree(path)
 
 
 def leftovers() -> list[str]:
-    """The ids of worlds of which there is a cgroup or a file, living ones included."""
+    """The ids of worlds of which there is a cgroup, a file or a tracer, living ones included."""
     found = set()
-    for above in (*(hierarchy.mount for hierarchy in hierarchies()), DISK):
-        for name in os.listdir(above):
+    for above in (*(hierarchy.mount for hierarchy in hierarchies()), DISK, INSTANCES):
+        for name in os.listdir(above) if os.path.isdir(above) else ():
             path = os.path.join(above, name)
             # Others may write to that directory too.
             if name.startswith(PREFIX) and os.path.isdir(path) and os.lstat(path).st_uid == os.geteuid():

@@ -15,6 +15,7 @@ from pycontain.isolation import world as worlds
 
 pytestmark = pytest.mark.needs("root")
 _RUN = """
+import os
 import sys
 from pycontain.isolation import world
 from pycontain.isolation.levels import level
@@ -22,6 +23,8 @@ from pycontain.isolation.model import Job
 
 def main(made):
     open(made.scratch("data") + "/file", "w").close()
+    if os.path.isdir(world.INSTANCES):  # tracefs, where it is mounted
+        os.mkdir(world.INSTANCES + "/" + world.PREFIX + made.id)
     job = Job(("/bin/sh", "-c", "echo up; sleep 1234 & wait"))
     tenants = [level(name).start(made, job) for name in ("process", "chroot", "container", "rootless")]
     for tenant in tenants:

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from itertools import pairwise
+from operator import itemgetter
 
 from pycontain.isolation import units
 
@@ -304,11 +305,15 @@ def place_labels(places: Sequence[tuple[float, float]], widths: Sequence[float],
     for one in sorted(range(len(places)), key=lambda one: -crowd[one]):
         others = [(places[other], box) for other, box in boxes.items()]
         free = [box for box in _candidates(places[one], widths[one], room) if _free(box, boxes.values(), places)]
-        boxes[one] = min(
-            free,
-            key=lambda box: _effort(places[one], box, others, places),
-            default=_beside(places[one], widths[one], 9, 0),
-        )
+        best, least = _beside(places[one], widths[one], 9, 0), math.inf
+        ranked = [(round(math.dist(places[one], leader(places[one], box)), 1), box) for box in free]
+        for far, box in sorted(ranked, key=itemgetter(0)):  # of two as near the earlier one: right of the point
+            if far >= least:
+                break
+            effort = far + 200 * _crossings(places[one], box, others, places)
+            if effort < least:
+                best, least = box, effort
+        boxes[one] = best
     return [boxes[one] for one in range(len(places))]
 
 
@@ -317,24 +322,32 @@ def leader(place: tuple[float, float], box: Box) -> tuple[float, float]:
     return min(max(place[0], box[0]), box[2]), min(max(place[1], box[1] + 2), box[3] - 2)
 
 
-def _effort(
+def _crossings(
     place: tuple[float, float],
     box: Box,
     others: Sequence[tuple[tuple[float, float], Box]],
     places: Sequence[tuple[float, float]],
-) -> float:
-    """How bad a place is: how far from its point, and whether lines to labels would run over labels or points."""
+) -> int:
+    """How often lines to labels would run over labels and points, with one more label."""
     end = leader(place, box)
-    crossed = sum(_crosses(place, end, other) for _, other in others)
-    crossed += sum(_crosses(other, leader(other, theirs), box) for other, theirs in others)
-    crossed += sum(_crosses(place, end, (x - 5, y - 5, x + 5, y + 5)) for x, y in places if (x, y) != place)
-    return math.hypot(end[0] - place[0], end[1] - place[1]) + 200 * crossed
+    return (
+        sum(_crosses(place, end, other) for _, other in others)
+        + sum(_crosses(other, leader(other, theirs), box) for other, theirs in others)
+        + sum(_crosses(place, end, (x - 5, y - 5, x + 5, y + 5)) for x, y in places if (x, y) != place)
+    )
 
 
 def _crosses(start: tuple[float, float], end: tuple[float, float], box: Box) -> bool:
-    across, down = end[0] - start[0], end[1] - start[1]
-    line = [(start[0] + across * step / 20, start[1] + down * step / 20) for step in range(21)]
-    return any(box[0] < x < box[2] and box[1] < y < box[3] for x, y in line)
+    """Whether a line goes through a box (by the part of it that is between its sides, of both pairs)."""
+    low, high = 0.0, 1.0
+    for side in (0, 1):
+        way = end[side] - start[side]
+        if way:
+            near, far = sorted(((box[side] - start[side]) / way, (box[side + 2] - start[side]) / way))
+            low, high = max(low, near), min(high, far)
+        elif not box[side] < start[side] < box[side + 2]:
+            return False
+    return low < high
 
 
 def _beside(place: tuple[float, float], wide: float, dx: float, dy: float) -> Box:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pycontain.isolation import information, outcomes, outcomes_entering, surface
+from pycontain.isolation import cost, information, outcomes, outcomes_entering, surface
 from pycontain.isolation.model import Measure
 
 MEASURES: tuple[Measure, ...] = (
@@ -10,4 +10,5 @@ MEASURES: tuple[Measure, ...] = (
     *outcomes_entering.MEASURES,
     *information.MEASURES,
     *surface.MEASURES,
+    *cost.MEASURES,
 )

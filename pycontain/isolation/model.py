@@ -65,6 +65,12 @@ class Tenant(Protocol):
 
     level: Level
 
+    def go(self) -> None:
+        """Let a job that `Level.ready` has prepared run: its clock starts."""
+
+    def wait(self, timeout: float = 60.0) -> Ended:
+        """How it ended by itself; it is not cleared up yet. Raises PycontainError where it does not end in time."""
+
     def line(self, timeout: float = 20.0) -> str:
         """The next line that it writes, without its end. Raises PycontainError where none comes in time."""
 
@@ -93,6 +99,9 @@ class Level(Protocol):
 
     def start(self, world: World, job: Job) -> Tenant:
         """Start a job that runs on. Raises as `run` does."""
+
+    def ready(self, world: World, job: Job) -> Tenant:
+        """Prepare a job, so that many can be let go at one moment. Raises PycontainError where it cannot be."""
 
 
 @dataclass(frozen=True, slots=True)

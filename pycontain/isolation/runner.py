@@ -63,6 +63,9 @@ class Opened:
     def start(self, world: World, job: Job) -> Tenant:
         return self._base.start(world, dataclasses.replace(job, opened=True))
 
+    def ready(self, world: World, job: Job) -> Tenant:
+        return self._base.ready(world, dataclasses.replace(job, opened=True))
+
 
 def select(
     options: Options, levels: Sequence[Level], measures: Sequence[Measure]

@@ -67,13 +67,9 @@ class Running:
         assert self.child is not None
         self.child.go()
 
-    def wait(self, timeout: float) -> Ended:
-        """Its end; it is cleared up then. Raises PycontainError where that does not come in time."""
+    def wait(self, timeout: float = 60.0) -> Ended:
         assert self.child is not None
-        try:
-            found = self.child.wait(timeout)
-        finally:
-            self.stop()
+        found = self.child.wait(timeout)
         if found is None:
             raise PycontainError(f"{' '.join(self.job.args)} at level {self.level.name}: no end within {timeout:g} s")
         return found
@@ -144,7 +140,11 @@ class Base:
         return why
 
     def run(self, world: World, job: Job, timeout: float = 60.0) -> Ended:
-        return self.start(world, job).wait(timeout)
+        tenant = self.start(world, job)
+        try:
+            return tenant.wait(timeout)
+        finally:
+            tenant.stop()
 
     def ready(self, world: World, job: Job) -> Running:
         """A tenant that waits for its ``go``: for those that are to start at once."""

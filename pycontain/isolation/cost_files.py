@@ -20,8 +20,7 @@ _COLD = 5, 64  # batches, reads in each
 
 _DISK = "In a directory of the host's disk that the level may write to."
 _ROOT = (
-    "In /tmp of the level's own root file system, which is memory at every level (a tmpfs of the host, a sentry's or a "
-    "guest's): no disk is in it."
+    "In /tmp of the level's own root file system: a tmpfs of the host, or a machine's disk image."
 )
 
 
@@ -59,7 +58,7 @@ DISK = _series(
     "file", _DISK,
     "until fsync(2) says that it is on the disk; that this is so, is the word of the level's lowest layer",
 )  # fmt: skip
-ROOT = _series("root", _ROOT, "then fsync(2), which has nothing to do in memory")
+ROOT = _series("root", _ROOT, "then fsync(2), which has nothing to do on a tmpfs")
 COLD = (
     Series(
         "cold",
@@ -127,5 +126,5 @@ def _cold(world: World, level: Level) -> Iterator[Sample]:
 MEASURES = (
     Measure("files", "cost", "files on the disk", _disk, quantities(DISK), rounds=(3, 9), seconds=0.6),
     Measure("files-cold", "cost", "files on the disk, not cached", _cold, quantities(COLD), rounds=(3, 9), seconds=0.4),
-    Measure("files-root", "cost", "files in memory", _root, quantities(ROOT), rounds=(3, 9), seconds=0.4),
+    Measure("files-root", "cost", "files of the root file system", _root, quantities(ROOT), rounds=(3, 9), seconds=0.4),
 )

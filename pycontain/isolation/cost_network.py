@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 _CLONE_NEWNET = 0x40000000
 _PACE = ("ms=8", "batches=5")
-_PORT = 7007
+PORT = 7007
 _MTU = 1500
 # Of the block that is for benchmarks of network devices (RFC 2544, appendix C.2.2).
 _PEER, _TENANT, _PREFIX = "198.18.0.1", "198.18.0.2", 30
@@ -64,7 +64,7 @@ LINK = _series(
 
 
 def _loopback(world: World, level: Level) -> Iterator[Sample]:
-    return samples(ask(world, level, "cost_loopback", f"port={_PORT}", *_PACE), LOOPBACK)
+    return samples(ask(world, level, "cost_loopback", f"port={PORT}", *_PACE), LOOPBACK)
 
 
 # Why a level has no link; a machine gets its network from the engine, and levels are run from bundles.
@@ -78,7 +78,7 @@ _NO_LINK = {
 def _link(world: World, level: Level) -> Iterator[Sample]:
     if level.name in _NO_LINK:
         raise Unsupported(_NO_LINK[level.name])
-    tenant = level.start(world, Job(("/probe", "cost_server", f"port={_PORT}")))
+    tenant = level.start(world, Job(("/probe", "cost_server", f"port={PORT}")))
     peer = _fresh()
     try:
         tenant.line()
@@ -87,12 +87,13 @@ def _link(world: World, level: Level) -> Iterator[Sample]:
             _connect(peer, inside)
         finally:
             os.close(inside)
-        words = [world.probe, "cost_client", f"host={_TENANT}", f"port={_PORT}", *_PACE]
+        words = [world.probe, "cost_client", f"host={_TENANT}", f"port={PORT}", *_PACE]
         done = _within(peer, lambda: subprocess.run(words, capture_output=True, timeout=60))
         found = answer(Ended(done.returncode, done.stdout, done.stderr, None, 0.0), level, "cost_client")
         yield from samples(found, LINK)
     finally:
-        os.close(peer)  # and with the namespace goes the link
+        _within(peer, _disconnect)
+        os.close(peer)
         tenant.stop()
 
 
@@ -109,6 +110,13 @@ def _make(name: str, other: int, other_name: str) -> None:
         kernel.send(
             netlink.new_veth(name, master=0, mtu=_MTU, peer_mac=mac, netns_fd=other, peer_name=other_name, peer_index=0)
         )
+
+
+def _disconnect() -> None:
+    """Both ends: with its namespace a link would go too, but some time later."""
+    with Netlink() as kernel:
+        if kernel.link("cost0") is not None:
+            kernel.send(netlink.delete_link("cost0"))
 
 
 def _address(name: str, address: str) -> None:

@@ -71,18 +71,27 @@ PROBE(cost_cpu, "nanoseconds a thousand steps of arithmetic, and a sort of 4096 
 	return 0;
 }
 
+enum { LINE = 64, CHUNK = 1 << 20 };
+
+/* Chunk after chunk, round and round: when one comes again, the whole buffer went through the caches in between. */
 struct memory {
-	size_t size;
+	size_t size, place; /* of each of two buffers, one right behind the other */
 	char *one, *other;
-	uint32_t at; /* of the chase */
+	uint32_t line;
 };
+
+static size_t next_chunk(struct memory *memory)
+{
+	memory->place = (memory->place + CHUNK) % memory->size;
+	return memory->place;
+}
 
 static int do_memory_read(void *of, long count)
 {
 	struct memory *memory = of;
 
 	for (; count > 0; count--) {
-		const uint64_t *word = (uint64_t *)memory->one, *end = (uint64_t *)(memory->one + memory->size);
+		const uint64_t *word = (uint64_t *)(memory->one + next_chunk(memory)), *end = word + CHUNK / sizeof(*word);
 		uint64_t a = 0, b = 0, c = 0, d = 0;
 
 		for (; word < end; word += 8) {
@@ -101,8 +110,9 @@ static int do_memory_write(void *of, long count)
 	struct memory *memory = of;
 
 	for (; count > 0; count--) {
-		memset(memory->one, (int)count & 255, memory->size);
-		kept += (unsigned char)memory->one[memory->size - 1];
+		char *at = memory->one + next_chunk(memory);
+		memset(at, (int)count & 255, CHUNK);
+		kept += (unsigned char)at[CHUNK - 1];
 	}
 	return 0;
 }
@@ -112,44 +122,27 @@ static int do_memory_copy(void *of, long count)
 	struct memory *memory = of;
 
 	for (; count > 0; count--) {
-		memcpy(memory->other, memory->one, memory->size);
-		kept += (unsigned char)memory->other[memory->size - 1];
+		size_t place = next_chunk(memory);
+		memcpy(memory->other + place, memory->one + place, CHUNK);
+		kept += (unsigned char)memory->other[place + CHUNK - 1];
 	}
 	return 0;
 }
 
-enum { LINE = 64 };
-
+/* The next line is known when this one's word (it is 0) is there. A congruential generator whose period is all lines
+ * (their number is a power of two, the increment odd, the factor 1 modulo 4) comes by each of them once. */
 static int do_chase(void *of, long count)
 {
 	struct memory *memory = of;
-	uint32_t at = memory->at;
+	uint32_t line = memory->line, mask = (uint32_t)(2 * memory->size / LINE) - 1;
 
-	for (long left = count; left > 0; left--)
-		at = *(uint32_t *)(memory->one + (size_t)at * LINE);
-	memory->at = at;
-	kept = at;
+	for (; count > 0; count--)
+		line = (line * 1664525u + 1013904223u + *(volatile uint32_t *)(memory->one + (size_t)line * LINE)) & mask;
+	memory->line = line;
 	return 0;
 }
 
-/* One cycle through all lines in random order (Sattolo's shuffle): no prefetcher knows where it goes. */
-static void make_cycle(struct memory *memory)
-{
-	uint32_t lines = (uint32_t)(memory->size / LINE), swap;
-	uint64_t state = 1;
-
-	for (uint32_t i = 0; i < lines; i++)
-		*(uint32_t *)(memory->one + (size_t)i * LINE) = i;
-	for (uint32_t i = lines - 1; i > 0; i--) {
-		uint32_t *mine = (uint32_t *)(memory->one + (size_t)i * LINE);
-		uint32_t *its = (uint32_t *)(memory->one + (size_t)(next_random(&state) % i) * LINE);
-		swap = *mine;
-		*mine = *its;
-		*its = swap;
-	}
-}
-
-PROBE(cost_memory, "nanoseconds a pass over mib= of memory (read, write, copy), and a step of a random walk; ms=, batches=")
+PROBE(cost_memory, "nanoseconds a MiB of reading, writing, copying, and a step of a random walk, in two buffers of mib=; ms=, batches=")
 {
 	struct pace pace = pace_of(args);
 	struct memory memory = { .size = (size_t)number(args, "mib", 64) << 20 };
@@ -157,6 +150,8 @@ PROBE(cost_memory, "nanoseconds a pass over mib= of memory (read, write, copy), 
 
 	if (room == MAP_FAILED)
 		return errno;
+	if (memory.size < CHUNK || memory.size & (memory.size - 1))
+		return EINVAL;
 	memory.one = room;
 	memory.other = room + memory.size;
 	memset(room, 1, 2 * memory.size); /* every page is there before the clock runs */
@@ -164,7 +159,7 @@ PROBE(cost_memory, "nanoseconds a pass over mib= of memory (read, write, copy), 
 	timed("read", do_memory_read, &memory, pace);
 	timed("write", do_memory_write, &memory, pace);
 	timed("copy", do_memory_copy, &memory, pace);
-	make_cycle(&memory);
+	memset(room, 0, 2 * memory.size);
 	timed("chase", do_chase, &memory, pace);
 	return 0;
 }

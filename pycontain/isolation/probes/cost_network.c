@@ -133,22 +133,17 @@ static int connected(int kind, const struct sockaddr_in *address)
 	struct timeval patience = { 5, 0 };
 	int on = 1, fd;
 
-	for (int tries = 0; tries < 200; tries++) {
-		fd = socket(AF_INET, kind | SOCK_CLOEXEC, 0);
-		if (fd < 0)
-			return -1;
-		setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof(patience));
-		if (kind == SOCK_STREAM)
-			setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on));
-		if (!connect(fd, (const struct sockaddr *)address, sizeof(*address)))
-			return fd;
-		on = errno;
-		close(fd);
-		errno = on;
-		if (errno != ECONNREFUSED) /* it does not listen yet */
-			return -1;
-		usleep(10000);
-	}
+	fd = socket(AF_INET, kind | SOCK_CLOEXEC, 0);
+	if (fd < 0)
+		return -1;
+	setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof(patience));
+	if (kind == SOCK_STREAM)
+		setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on));
+	if (!connect(fd, (const struct sockaddr *)address, sizeof(*address)))
+		return fd;
+	on = errno;
+	close(fd);
+	errno = on;
 	return -1;
 }
 

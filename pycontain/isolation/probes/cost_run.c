@@ -193,7 +193,7 @@ static int answers(struct tally *tallies, long clients, double seconds)
 PROBE(cost_web, "requests a second of a web server, and its p99 in nanoseconds; port=, ms=, clients=, then -- and the server")
 {
 	char **command = command_of(args);
-	long port = number(args, "port", 8080), clients = number(args, "clients", 2), ms = number(args, "ms", 300);
+	long running = 0, port = number(args, "port", 8080), clients = number(args, "clients", 2), ms = number(args, "ms", 300);
 	struct tally *tallies;
 	uint64_t start = now_ns();
 	int fd, status, error = 0;
@@ -213,21 +213,27 @@ PROBE(cost_web, "requests a second of a web server, and its p99 in nanoseconds; 
 		}
 		usleep(5000);
 	}
+	errno = 0;
 	for (int i = 0; i < 20 && !error; i++) /* what a server does at its first requests only */
 		error = request(fd) < 0 ? (errno ? errno : EPROTO) : 0;
 	close(fd);
+	if (error)
+		goto end;
 	start = now_ns();
-	for (long i = 0; i < clients && !error; i++) {
+	for (; running < clients; running++) {
 		pid_t child = fork();
+		if (child < 0) {
+			error = errno;
+			break;
+		}
 		if (!child) {
 			prctl(PR_SET_PDEATHSIG, SIGKILL);
-			client(&tallies[i], port, start + (uint64_t)ms * 1000000u);
+			client(&tallies[running], port, start + (uint64_t)ms * 1000000u);
 			_exit(0);
 		}
-		error = child < 0 ? errno : 0;
 	}
-	for (long i = 0; i < clients; i++)
-		while (wait(&status) == server) {
+	for (; running > 0; running--)
+		if (wait(&status) == server) { /* it is not to end before its clients */
 			error = ECHILD;
 			goto end;
 		}

@@ -24,18 +24,18 @@ _ROOT = (
 )
 
 
-def _series(prefix: str, place: str, written: str) -> tuple[Series, ...]:
+def _series(prefix: str, at: str, place: str, written: str) -> tuple[Series, ...]:
     warm = "page cache warm at every layer: the same program wrote the file right before"
 
     def time(key: str, title: str, what: str, cache: str, of: str) -> Series:
         of += " in the batch"
-        found = Quantity(f"{prefix}.{key}", title, "ns", f"{what} {place}", "lower", INSIDE, cache, of)
+        found = Quantity(f"{prefix}.{key}", f"{title}, {at}", "ns", f"{what} {place}", "lower", INSIDE, cache, of)
         return Series(key, found)
 
     def speed(key: str, title: str, what: str, cache: str) -> Series:
-        found = Quantity(
-            f"{prefix}.{key}", title, "MiB/s", f"{what} {place}", "higher", INSIDE, cache, "seconds, fsync's included"
-        )
+        what += f" {place}"
+        of = "seconds, fsync's included"
+        found = Quantity(f"{prefix}.{key}", f"{title}, {at}", "MiB/s", what, "higher", INSIDE, cache, of)
         return Series(key, found, per_second(MIB))
 
     return (
@@ -55,15 +55,15 @@ def _series(prefix: str, place: str, written: str) -> tuple[Series, ...]:
 
 
 DISK = _series(
-    "file", _DISK,
+    "file", "disk", _DISK,
     "until fsync(2) says that it is on the disk; that this is so, is the word of the level's lowest layer",
 )  # fmt: skip
-ROOT = _series("root", _ROOT, "then fsync(2), which has nothing to do on a tmpfs")
+ROOT = _series("root", "root", _ROOT, "then fsync(2), which has nothing to do on a tmpfs")
 COLD = (
     Series(
         "cold",
         Quantity(
-            "file.cold", "random read, cold", "ns",
+            "file.cold", "random read, cold, disk", "ns",
             f"pread(2) of 4 KiB anywhere in a file of {MIB} MiB, no place twice, without read-ahead. {_DISK}",
             clock=INSIDE, denominator="reads in the batch",
             cache="nothing of the file in the host's page cache (posix_fadvise(2), seen by mincore(2)), a sentry or "

@@ -44,7 +44,7 @@ def named(name: str) -> Measure:
 
 def test_every_quantity_says_what_it_is() -> None:
     found = [quantity for measure in MEASURES for quantity in measure.quantities]
-    assert len({quantity.name for quantity in found}) == len(found)
+    assert len({quantity.name for quantity in found}) == len({quantity.title for quantity in found}) == len(found)
     assert len({measure.name for measure in MEASURES}) == len(MEASURES)
     for quantity in found:
         assert quantity.clock and quantity.denominator and quantity.definition.endswith("."), quantity

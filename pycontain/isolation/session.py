@@ -156,9 +156,13 @@ def _announce(
         shown.say(f"busy: the load is {now['load']:.1f} on {now['cpus']} processors, figures will be wide")
     least, most = runner.estimate(present, measures)
     shown.say(
-        f"{len(measures)} measures at {len(present)} levels: about {progress.clock(least)} at least, "
+        f"{_count(measures, 'measure')} at {_count(present, 'level')}: about {progress.clock(least)} at least, "
         f"{progress.clock(max(least, min(most, budget)))} at most"
     )
+
+
+def _count(things: Sequence[object], name: str) -> str:
+    return f"{len(things)} {name}{'' if len(things) == 1 else 's'}"
 
 
 def examine() -> list[dict[str, Any]]:

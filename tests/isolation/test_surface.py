@@ -245,3 +245,20 @@ def test_another_machines_answers_are_not_taken_for_the_hosts(world: World) -> N
         for told in (guest, nothing, emptied):
             assert test.leaks(told, host, later) is None, (test.name, told)
     assert dataclasses.asdict(information.MEASURES[0].claims[0])["kind"] == "information"
+
+
+def test_functions_are_read_from_what_the_tracer_writes(tmp_path: Path) -> None:
+    """Where the function tracer may not be used, which is on this kernel's say, its lines still have their meaning."""
+    (tmp_path / "per_cpu" / "cpu0").mkdir(parents=True)
+    (tmp_path / "per_cpu" / "cpu0" / "stats").write_text("entries: 5\noverrun: 0\ncommit overrun: 0\n")
+    (tmp_path / "trace").write_text(
+        "# tracer: function\n#\n#           TASK-PID     CPU#  |||||  TIMESTAMP  FUNCTION\n"
+        "           probe-7211    [001] ..... 12770.648228: vfs_read <-ksys_read\n"
+        "   a-name with-9-7211    [001] ..... 12770.648229: vfs_read <-ksys_read\n"
+        "           probe-7211    [001] d.h1. 12770.648230: tick_sched_timer <-__hrtimer_run_queues\n"
+        "           probe-7211    [001] ..s1. 12770.648231: tcp_v4_rcv <-ip_protocol_deliver_rcu\n"
+        "          python-7000    [000] ..... 12770.648232: vfs_write <-ksys_write\n"
+    )
+    trace = tracing.Tracer(str(tmp_path), "functions")
+    trace._ourselves = "7000"
+    assert trace.counted() == {"vfs_read": 2, "tcp_v4_rcv": 1}

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pycontain.isolation.bundle import Kind
 from pycontain.isolation.containers import Container, Machine, Peer, Rootless, Sandbox
-from pycontain.isolation.model import Level
 from pycontain.isolation.plain import Chroot, Process
+from pycontain.isolation.tenants import Base
 
-LEVELS: tuple[Level, ...] = (
+LEVELS: tuple[Base, ...] = (
     Process(
         "process",
         "process",
@@ -34,8 +34,8 @@ LEVELS: tuple[Level, ...] = (
     Container(
         "hardened",
         "hardened container",
-        "the same container in a user namespace with ids of its own, its root read-only, no capabilities, no new "
-        "privileges",
+        "the same container in a user namespace with ids of its own, its root read-only beside a /tmp of 64 MiB, no "
+        "capabilities, no new privileges",
         Kind(mapped=True, bare=True),
     ),
     Rootless(
@@ -71,6 +71,6 @@ LEVELS: tuple[Level, ...] = (
 )
 
 
-def level(name: str) -> Level:
+def level(name: str) -> Base:
     """The level of that name. Raises KeyError."""
     return {level.name: level for level in LEVELS}[name]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pycontain.isolation import cost, information, outcomes, outcomes_entering, surface
+from pycontain.isolation import cost, information, interference, outcomes, outcomes_entering, surface
 from pycontain.isolation.model import Measure
 
 MEASURES: tuple[Measure, ...] = (
@@ -11,4 +11,5 @@ MEASURES: tuple[Measure, ...] = (
     *information.MEASURES,
     *surface.MEASURES,
     *cost.MEASURES,
+    *interference.MEASURES,
 )

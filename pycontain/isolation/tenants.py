@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from pycontain.isolation.child import Child
 from pycontain.isolation.model import Ended, Job, Level
-from pycontain.isolation.world import CAP, World, make_cgroup, remove_cgroup
+from pycontain.isolation.world import CAP_MEMORY, CAP_PIDS, World, make_cgroup, remove_cgroup
 from pycontain.runtime.errors import PycontainError
 from pycontain.runtime.kernel.cgroup import open_cgroup
 
@@ -30,7 +30,7 @@ class Running:
         self.job = job
         self.id = f"tenant-{world.number()}"
         self.directory = f"{world.public}/{self.id}"
-        self._group = make_cgroup(f"{world.cap}/{self.id}", **CAP)
+        self._group = make_cgroup(f"{world.cap}/{self.id}", memory=CAP_MEMORY, pids=CAP_PIDS)
         self.command = make_cgroup(f"{self._group.path}/command")
         self.container = open_cgroup(f"{self._group.path}/container")
         self.child: Child | None = None

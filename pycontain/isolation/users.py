@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pycontain.isolation.world import World
 
 _CLONE_NEWNS = 0x20000
-_MS_BIND, _MS_MOVE, _MS_REC, _MS_PRIVATE = 0x1000, 0x2000, 0x4000, 0x40000
+_MS_BIND, _MS_MOVE, _MS_REC, _MS_SLAVE = 0x1000, 0x2000, 0x4000, 0x80000
 
 
 def reachable(world: World) -> int | None:
@@ -53,7 +53,7 @@ def _reachable(world: World) -> int | None:
         try:
             os.close(go)
             syscalls.unshare(_CLONE_NEWNS)
-            syscalls.mount(None, "/", None, _MS_REC | _MS_PRIVATE)
+            syscalls.mount(None, "/", None, _MS_REC | _MS_SLAVE)
             _open_up(f"{world.directory}/hold", paths)
             os.write(said, b"r")
             os.read(wait, 1)

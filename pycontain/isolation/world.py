@@ -10,6 +10,7 @@ Sources: namespaces(7), pid_namespaces(7), mount_namespaces(7), cgroups(7).
 
 from __future__ import annotations
 
+import copy
 import errno
 import fcntl
 import os
@@ -29,7 +30,7 @@ from pycontain.runtime.kernel import syscalls
 from pycontain.runtime.kernel.cgroup import Cgroup, hierarchies, mode_of, open_cgroup
 
 PREFIX = "pycontain-isolation-"
-CAP = {"memory": 1 << 30, "pids": 600}
+CAP_MEMORY, CAP_PIDS = 1 << 30, 600  # of every tenant
 DIRECTORY = "/run/pycontain-isolation"
 PUBLIC = "/run/pycontain-tenants"
 DISK = "/var/tmp"
@@ -37,6 +38,7 @@ INSTANCES = "/sys/kernel/tracing/instances"
 
 _CLONE_NEWNS, _CLONE_NEWUTS, _CLONE_NEWIPC, _CLONE_NEWPID, _CLONE_NEWNET = 0x20000, 1 << 26, 1 << 27, 1 << 29, 1 << 30
 _MS_NOSUID, _MS_NODEV, _MS_NOEXEC, _MS_REC, _MS_PRIVATE = 2, 4, 8, 0x4000, 0x40000
+_MS_SHARED = 0x100000
 _MNT_DETACH = 2
 _SIOCSIFFLAGS, _IFF_UP = 0x8914, 1  # netdevice(7)
 _NAMES = {"mnt": _CLONE_NEWNS, "uts": _CLONE_NEWUTS, "ipc": _CLONE_NEWIPC, "net": _CLONE_NEWNET}
@@ -57,6 +59,7 @@ class World:
         self.id = id
         self.directory = DIRECTORY
         self.public = PUBLIC
+        self._disk = f"{DISK}/{PREFIX}{id}"
         self.cap = cap
         self.probe = os.path.join(os.path.dirname(__file__), "probes", "pycontain-probe")
         self.mine = _mine()
@@ -77,9 +80,8 @@ class World:
 
     def scratch(self, name: str) -> str:
         """A fresh directory on a real disk; everybody may enter it. It is removed at the world's end."""
-        above = f"{DISK}/{PREFIX}{self.id}"
-        os.makedirs(above, 0o711, exist_ok=True)
-        path = f"{above}/{name}-{self.number()}"
+        os.makedirs(self._disk, 0o711, exist_ok=True)
+        path = f"{self._disk}/{name}-{self.number()}"
         os.mkdir(path)
         return path
 
@@ -96,20 +98,46 @@ class World:
 
     @contextmanager
     def cgroup(
-        self, name: str, memory: int | None = None, pids: int | None = None, cpus: float | None = None
+        self,
+        name: str,
+        memory: int | None = None,
+        pids: int | None = None,
+        cpus: float | None = None,
+        cpuset: str = "",
     ) -> Iterator[World]:
-        """The same world, with one more cap around all its tenants together; ``memory`` in bytes."""
-        inner = World(self.id, f"{self.cap}/{name}-{self.number()}")
-        inner._closing, inner._made, inner._count = self._closing, self._made, self._count
-        group = make_cgroup(inner.cap, memory=memory, pids=pids, cpus=cpus)
+        """The same world, with one more cap around all its tenants together; ``memory`` in bytes, ``cpus`` a share
+        of processors, ``cpuset`` which ones (``0-1``)."""
+        inner = copy.copy(self)
+        inner.cap = f"{self.cap}/{name}-{self.number()}"
+        group = make_cgroup(inner.cap, memory=memory, pids=pids, cpus=cpus, cpuset=cpuset)
         try:
             yield inner
         finally:
             remove_cgroup(group)
 
+    @contextmanager
+    def small_disk(self, size: int, inodes: int) -> Iterator[World]:
+        """The same world, whose disk is a small one: a tmpfs of ``size`` bytes and that many ``inodes``, with the
+        tenants' root file systems, their machines' disks and ``scratch`` on it."""
+        inner = copy.copy(self)
+        inner.public = inner._disk = f"{PUBLIC}/disk-{self.number()}"
+        os.mkdir(inner.public)
+        try:
+            options = f"mode=711,size={size},nr_inodes={inodes}"
+            syscalls.mount("tmpfs", inner.public, "tmpfs", _MS_NOSUID | _MS_NODEV, options)
+            yield inner
+        finally:
+            syscalls.umount2(inner.public, _MNT_DETACH)
+            os.rmdir(inner.public)
+
 
 def make_cgroup(
-    path: str, *, memory: int | None = None, pids: int | None = None, cpus: float | None = None
+    path: str,
+    *,
+    memory: int | None = None,
+    pids: int | None = None,
+    cpus: float | None = None,
+    cpuset: str = "",
 ) -> Cgroup:
     """A fresh cgroup with these limits. Raises KernelError."""
     group = open_cgroup(path)
@@ -121,6 +149,8 @@ def make_cgroup(
         resources["pids"] = {"limit": pids}
     if cpus:
         resources["cpu"] = {"quota": int(cpus * 100_000), "period": 100_000}
+    if cpuset:
+        resources.setdefault("cpu", {})["cpus"] = cpuset
     group.apply(resources)
     return group
 
@@ -295,6 +325,7 @@ def _mounts(*, proc: bool) -> None:
             syscalls.mount("proc", "/proc", "proc", _MS_NOSUID | _MS_NODEV | _MS_NOEXEC)
         # Neither nosuid nor nodev: nor has the file system on which engines keep their containers' root directories.
         syscalls.mount("tmpfs", "/run", "tmpfs", 0, "mode=755")
+        syscalls.mount(None, "/run", None, _MS_SHARED)  # with the mount namespace that other users enter
         if os.path.isdir("/dev/shm"):  # a mount of its own: its files outlive an ipc namespace
             syscalls.mount("tmpfs", "/dev/shm", "tmpfs", _MS_NOSUID | _MS_NODEV, "mode=1777")
         found = hierarchies()

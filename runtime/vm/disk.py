@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+from errno import EXDEV
 
 from pycontain.runtime.errors import KernelError, NotFound, PycontainError
 
@@ -68,4 +69,15 @@ def _copy(source: str, target: str) -> None:
                 return  # ENXIO: only a hole is left
             end = os.lseek(a.fileno(), at, os.SEEK_HOLE)
             while at < end:
-                at += os.copy_file_range(a.fileno(), b.fileno(), end - at, at, at)
+                at += _copy_range(a.fileno(), b.fileno(), at, end - at)
+
+
+def _copy_range(source: int, target: int, at: int, size: int) -> int:
+    """As much as the kernel takes at once."""
+    try:
+        return os.copy_file_range(source, target, size, at, at)
+    except OSError as error:
+        if error.errno != EXDEV:  # two kinds of file systems, since Linux 5.19 (copy_file_range(2))
+            raise
+    os.lseek(target, at, os.SEEK_SET)
+    return os.sendfile(target, source, at, size)

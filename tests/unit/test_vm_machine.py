@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from pycontain.runtime.errors import PycontainError
 from pycontain.runtime.example import EXAMPLE
 from pycontain.runtime.plan.ops import encode
 from pycontain.runtime.plan.plan import Plan
-from pycontain.runtime.vm import machine, port, qemu
+from pycontain.runtime.vm import disk, machine, port, qemu
 
 IMAGE = {"kind": "image", "path": "/images/alpine.erofs", "disk": "/disks/1"}
 
@@ -204,3 +205,17 @@ def test_a_session_names_its_files() -> None:
     assert port.session(1, "/c", ["/a"]) == (
         b"\1\0\0\0\0\0\0\0" b"\2\0\0\0/c\0" b"\1\0\0\0" b"\2\0\0\0/a\0"
     )  # fmt: skip
+
+
+def test_a_disk_is_copied_from_one_kind_of_file_system_to_another_too(tmp_path: Path) -> None:
+    blank = tmp_path / "blank"
+    with blank.open("wb") as file:
+        file.truncate(64 << 20)
+        for at in (0, 5 << 20, (64 << 20) - 4096):
+            file.seek(at)
+            file.write(b"data" * 1024)
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as other:  # a tmpfs; the other one may be one too
+        for target in (tmp_path / "copy", Path(other, "copy")):
+            disk._copy(str(blank), str(target))
+            assert target.read_bytes() == blank.read_bytes()
+            assert target.stat().st_blocks * 512 < 1 << 20

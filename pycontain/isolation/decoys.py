@@ -37,7 +37,7 @@ _OF = {
     "process_memory": ("process_memory", "process_trace"),
 }  # fmt: skip
 
-_LOOP_CONFIGURE, _LOOP_CTL_GET_FREE, _LOOP_MAJOR = 0x4C0A, 0x4C82, 7  # linux/loop.h
+_LOOP_CONFIGURE, _LOOP_CTL_GET_FREE = 0x4C0A, 0x4C82  # linux/loop.h
 _LO_READ_ONLY, _LO_AUTOCLEAR = 1, 4
 _KEYCTL_JOIN_SESSION_KEYRING, _SESSION_KEYRING = 1, -3  # linux/keyctl.h
 _AT_FDCWD, _MOST_HANDLE = -100, 128

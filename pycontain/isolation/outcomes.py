@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from pycontain.isolation import decoys
+from pycontain.isolation.decoys import Decoys
 from pycontain.isolation.model import Job, Level, Measure, Outcome
 from pycontain.isolation.outcomes_claims import ATTACKS
 from pycontain.isolation.outcomes_judge import Judge
@@ -21,7 +22,7 @@ _SECONDS = 120.0
 
 def take(world: World, level: Level) -> Iterator[Outcome]:
     """Every attack at this level, once. A claim that this host has no decoy for yields nothing. Raises
-    PycontainError where the probe did not come to its end."""
+    PycontainError where the probe, or an attack, did not come to its end."""
     there = world.once(decoys.make)
     cookie = world.number()
     host, changed = socket.gethostname(), f"reached-{cookie}"
@@ -37,11 +38,26 @@ def take(world: World, level: Level) -> Iterator[Outcome]:
         raise PycontainError(
             f"the attacks ended with status {ended.status}: {ended.stderr.decode(errors='replace').strip()[-500:]}"
         )
+    yield from judged(there, found, before, cookie, named)
+
+
+def judged(
+    there: Decoys, found: dict[str, dict[str, Any]], before: float, cookie: int, named: bool
+) -> Iterator[Outcome]:
+    """The outcomes of what the probe said. Raises PycontainError, after the last one, where an attack has no end."""
     judge = Judge(there, found["self"], before, cookie, named)
+    unended = []
     for one in ATTACKS:
         name = one.claim.name
-        if name in found and name not in there.missing:  # some are of one architecture only
-            yield Outcome(name, *judge.verdict(one, found[name]))
+        if name not in found or name in there.missing:  # some are of one architecture only
+            continue
+        verdict = judge.verdict(one, found[name])
+        if verdict:
+            yield Outcome(name, *verdict)
+        else:
+            unended.append(name)
+    if unended:
+        raise PycontainError(f"these attacks have not come to an end: {', '.join(unended)}")
 
 
 def answers(output: bytes) -> dict[str, dict[str, Any]]:

@@ -146,8 +146,9 @@ KERNEL = (
         ("sysfs", "Settings in /sys are out of reach",
          f"Open kernel/uevent_helper and other files of /sys for writing, {_BY_MOUNTS}"),
         ("release_agent", "The cgroups' release agent is out of reach",
-         "Open the release_agent of a cgroup hierarchy for writing, in mounts that are there and in new ones, also in "
-         "new user and cgroup namespaces; nothing is written.", "CVE-2022-0492"),
+         "Open the release_agent of a cgroup hierarchy for writing, in mounts that are there and in new ones; nothing "
+         "is written. In a new user namespace an open is tried, but proves nothing: since Linux 5.17 no write is taken "
+         "there.", "CVE-2022-0492"),
         ("cgroup_host", "Cgroups of others are out of reach",
          "Open cgroup.procs or tasks in the root of a cgroup hierarchy for writing; nothing is written.",
          "CVE-2023-25809"),

@@ -25,13 +25,14 @@ class Judge:
         self._cookie = cookie
         self._named = named
         self._own_kernel = not same_kernel(self_, before, time.clock_gettime(time.CLOCK_BOOTTIME))
-        self._host_pid = not self._own_kernel and self_["pid"] == os.stat("/proc/self/ns/pid").st_ino
+        self._host_pid = not self._own_kernel and self_["pid_namespace"] == os.stat("/proc/self/ns/pid").st_ino
 
-    def verdict(self, attack: Attack, answer: dict[str, Any]) -> tuple[Verdict, str]:
-        if answer.get("signal"):
-            return "held", f"The kernel ended the program: {signal.Signals(answer['signal']).name}."
+    def verdict(self, attack: Attack, answer: dict[str, Any]) -> tuple[Verdict, str] | None:
+        """None where the attack has not come to its end: that proves nothing."""
+        if answer.get("signal") == signal.SIGSYS:
+            return "held", "The seccomp filter ended the program (SIGSYS)."
         if "how" not in answer:
-            return "held", "The program did not come to an end."
+            return None
         how = answer["how"]
         if not answer["reached"]:
             number = int(answer["errno"])

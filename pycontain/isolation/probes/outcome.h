@@ -29,9 +29,11 @@ void reached(const char *how);                                 /* the kernel cam
 void refused(const char *call);
 int done(void);
 
-/* The line by which the judge knows which kernel and which namespaces this was in. */
+/* The line by which the judge knows which kernel this was on, and in which process namespace. */
 void json_self(void);
 
+/* From any directory to the root directory, and then to a path. */
+#define UP "../../../../../../../../../../../.."
 /* Places where a careless level has the host's root directory: each is put before a decoy's path. */
 extern const char *const roots[];
 /* Directories where a file can perhaps be made; NULL at the end. The first is on a tmpfs of this child's own: where that

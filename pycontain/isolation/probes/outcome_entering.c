@@ -13,7 +13,6 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#define UP "../../../../../../../../../../../.."
 #define MOST 64
 
 static struct { dev_t device; ino_t inode; } programs[MOST];
@@ -95,11 +94,12 @@ static void look(const char *directory, const char *file)
 		closedir(all);
 }
 
-PROBE(entering, "follows processes that were not there before while they live, until count=N have ended: ms=DEADLINE file=PATH")
+PROBE(entering, "follows processes that were not there before while they live, until count=N have ended, or none has "
+		"come for 3 seconds: ms=DEADLINE file=PATH")
 {
 	static unsigned char before[1 << 22]; /* by process number */
 	static unsigned alive[256], now[256];
-	uint64_t until = now_ns() + (uint64_t)number(args, "ms", 20000) * 1000000;
+	uint64_t until = now_ns() + (uint64_t)number(args, "ms", 20000) * 1000000, last = 0;
 	char directory[300], line[MOST * 44] = "";
 	const char *file = text(args, "file", "/");
 	long count = number(args, "count", 1), ended = 0;
@@ -112,8 +112,8 @@ PROBE(entering, "follows processes that were not there before while they live, u
 	while ((entry = readdir(proc)))
 		before[(unsigned)atoi(entry->d_name) % sizeof(before)] = 1;
 	json_self();
-	while (ended < count && now_ns() < until) {
-		int some = 0;
+	while (ended < count && now_ns() < until && (!ended || now_ns() < last + 3000000000)) {
+		int some = 0; /* one that was not seen is not waited for: another program may have had the processor */
 
 		rewinddir(proc);
 		while ((entry = readdir(proc)) && some < 256) {
@@ -132,6 +132,8 @@ PROBE(entering, "follows processes that were not there before while they live, u
 				j++;
 			ended += j == some;
 		}
+		if (some)
+			last = now_ns();
 		memcpy(alive, now, sizeof(alive));
 		living = some;
 	}

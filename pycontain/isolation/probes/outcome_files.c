@@ -15,8 +15,6 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#define UP "../../../../../../../../../../../.."
-
 ATTACK(file_path)
 {
 	char path[PATH_MAX];

@@ -130,21 +130,39 @@ ATTACK(sysfs)
 	settings("/sys", "sysfs", CLONE_NEWNET, names);
 }
 
-/* A hierarchy of version 1 names the program that the kernel is to run when a cgroup becomes empty, in its root
- * directory. Only the first user namespace may write there: elsewhere an open proves nothing. */
-static void release_agent(const char *by)
+/* A hierarchy of version 1 names the program that the kernel is to run when a cgroup becomes empty, in a file of its
+ * root directory. Only who has CAP_SYS_ADMIN in the first user namespace may write there, since Linux 5.17: an open in
+ * another one proves nothing. */
+static int release_agent_at(const char *directory, const char *by, int proves)
+{
+	char path[PATH_MAX];
+	int fd;
+
+	if (proves)
+		return writable(directory, "release_agent", by);
+	snprintf(path, sizeof(path), "%s/release_agent", directory);
+	fd = open(path, O_WRONLY | O_CLOEXEC);
+	if (fd < 0)
+		return 0;
+	close(fd);
+	errno = EPERM;
+	refused("release_agent was opened, but not in the first user namespace");
+	return 1;
+}
+
+static void release_agents(const char *by, int proves)
 {
 	FILE *mounts = fopen("/proc/self/mounts", "re"), *kinds;
 	char line[1024], directory[512], type[64], name[64], how[128];
-	int number;
+	int number, is = 0;
 
-	while (mounts && !done() && fgets(line, sizeof(line), mounts))
+	while (mounts && !is && fgets(line, sizeof(line), mounts))
 		if (sscanf(line, "%*s %511s %63s", directory, type) == 2 && !strcmp(type, "cgroup"))
-			writable(directory, "release_agent", by);
+			is = release_agent_at(directory, by, proves);
 	if (mounts)
 		fclose(mounts);
 	kinds = fopen("/proc/cgroups", "re"); /* those of version 1 have a number */
-	while (kinds && !done() && fgets(line, sizeof(line), kinds)) {
+	while (kinds && !is && fgets(line, sizeof(line), kinds)) {
 		if (sscanf(line, "%63s %d", name, &number) != 2 || !number)
 			continue;
 		if (mount("cgroup", mount_point(), "cgroup", 0, name)) {
@@ -153,7 +171,7 @@ static void release_agent(const char *by)
 			continue;
 		}
 		snprintf(how, sizeof(how), " in a mount of the hierarchy %s%s", name, by);
-		writable(mount_point(), "release_agent", how);
+		is = release_agent_at(mount_point(), how, proves);
 		umount2(mount_point(), MNT_DETACH);
 	}
 	if (kinds)
@@ -162,17 +180,15 @@ static void release_agent(const char *by)
 
 ATTACK(release_agent)
 {
-	if (in_first_user_namespace() && !own_mounts())
-		release_agent("");
-	if (done())
-		return;
-	if (!new_user_namespace(CLONE_NEWNS | CLONE_NEWCGROUP) && in_first_user_namespace())
-		release_agent(", in new namespaces");
-	errno = EPERM;
-	refused("a write to it from outside of the first user namespace");
+	if (!own_mounts())
+		release_agents("", in_first_user_namespace());
+	if (!done() && !new_user_namespace(CLONE_NEWNS | CLONE_NEWCGROUP))
+		release_agents(", in new namespaces", 0);
+	errno = ENOENT;
+	refused("a search for release_agent");
 }
 
-/* Limits of others: a file of a hierarchy's root, whose inode has the number 1 or is named in the arguments. */
+/* Limits of others: a file in a hierarchy's root directory, the inode of which has the number 1. */
 ATTACK(cgroup_host)
 {
 	FILE *mounts = fopen("/proc/self/mounts", "re");
@@ -266,13 +282,12 @@ ATTACK(accounting)
 #if defined(__x86_64__)
 ATTACK(io_ports)
 {
-	if (iopl(3)) {
-		refused("iopl");
-		if (ioperm(0x80, 1, 1)) {
-			refused("ioperm");
-			return;
-		}
+	if (!iopl(3)) {
+		reached("iopl");
+		return;
 	}
-	reached("iopl(3)");
+	refused("iopl");
+	if (!ioperm(0x80, 1, 1))
+		reached("ioperm");
 }
 #endif

@@ -3,7 +3,8 @@
 The rules, of which each is the same with the runs swapped:
 
 - An outcome is worse if it goes from held to noisy or leaked, or from noisy to leaked. That is always a regression.
-- A count of the surface that came out the same every time in both runs is compared exactly: more is worse.
+- A count of the surface that came out the same every time in both runs is compared exactly: more is worse. One above
+  EXACT_UP_TO (files below /sys) follows what else the host does: it agrees within TOLERANCE.
 - Any other figure agrees if the intervals overlap, or if the medians differ by no more than TOLERANCE of the smaller
   one; FEW_TOLERANCE where an interval stands on so few values that it does not reach 95 %.
 - A figure that has no better side can differ, and is never worse.
@@ -23,6 +24,7 @@ from pycontain.isolation.model import Claim, Quantity
 from pycontain.isolation.results import OPENED, Figure, OutcomeRecord, Results
 from pycontain.isolation.units import shown
 
+EXACT_UP_TO = 500
 TOLERANCE = 0.10
 FEW_TOLERANCE = 0.50
 LINES = 20  # of each kind, in a text
@@ -208,11 +210,13 @@ def _steady(figure: Figure) -> bool:
 
 def agrees(old: Figure, new: Figure, exact: bool = False) -> bool:
     """Whether two figures are the same, by the rules above; ``exact``: they are counts that never varied."""
-    if exact:
-        return old.median == new.median
+    if old.median == new.median:
+        return True
+    if exact and max(old.median, new.median) <= EXACT_UP_TO:
+        return False
     if old.low <= new.high and new.low <= old.high:
         return True
-    few = min(old.coverage, new.coverage) < statistics.CONFIDENCE
+    few = min(old.coverage, new.coverage) < statistics.CONFIDENCE and not exact
     tolerance = FEW_TOLERANCE if few else TOLERANCE
     return abs(new.median - old.median) <= tolerance * min(abs(old.median), abs(new.median))
 

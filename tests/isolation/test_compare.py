@@ -53,6 +53,8 @@ def about(middle: float, count: int = 7, spread: float = 0.01) -> Figure:
         (figure(340), figure(341), True, False),
         (figure(340), figure(340), True, True),
         (figure(340), figure(341), False, True),
+        (figure(13_441), figure(13_549), True, True),
+        (figure(13_441), figure(15_000), True, False),
     ],
 )
 def test_when_figures_agree(old: Figure, new: Figure, exact: bool, same: bool) -> None:
@@ -126,7 +128,7 @@ def test_outcomes(tmp_path: Path, old: str, new: str, direction: str | None) -> 
         ("start.first", 1.5, "worse"), ("start.first", 0.6, "better"), ("start.first", 1.02, None),
         ("file.sequential.read", 0.6, "worse"), ("file.sequential.read", 1.5, "better"),
         ("timer.drift", 1.6, "differs"), ("timer.drift", 0.4, "differs"),
-        ("surface.functions", 1.001, "worse"), ("surface.functions", 0.999, "better"),
+        ("surface.functions", 1.2, "worse"), ("surface.functions", 1.01, None), ("surface.capabilities", 1.1, "worse"),
     ],
 )  # fmt: skip
 def test_figures_have_a_better_side(before: Results, tmp_path: Path, quantity: str, factor: float, direction: str | None) -> None:

@@ -190,7 +190,7 @@ class _Guest(Contained):
     def run_words(self) -> list[str]:
         root = self.runtime[self.runtime.index("--root") + 1]
         front = [sys.executable, "-P", "-m", "pycontain.isolation.boot"]
-        return [*front, root, self.bundle, rootfs.disk(self.world), self.disk, self.id]
+        return [*front, root, self.bundle, rootfs.disk(self.world), self.disk, self.id, self.job.link]
 
     def clear(self) -> None:
         super().clear()

@@ -6,11 +6,12 @@ import os
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pycontain.isolation.cost_probe import INSIDE, Series, answer, ask, per_second, quantities, samples
 from pycontain.isolation.model import Ended, Job, Level, Measure, Quantity, Sample, Tenant
 from pycontain.network import netlink
+from pycontain.network.lease import Network
 from pycontain.network.netlink import Netlink
 from pycontain.runtime.errors import KernelError, Unsupported
 from pycontain.runtime.kernel import syscalls
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 _CLONE_NEWNET = 0x40000000
 _PACE = ("ms=8", "batches=5")
 PORT = 7007
+_SERVER = ("/probe", "cost_server", f"port={PORT}")
 _MTU = 1500
 # Of the block that is for benchmarks of network devices (RFC 2544, appendix C.2.2).
 _PEER, _TENANT, _PREFIX = "198.18.0.1", "198.18.0.2", 30
@@ -58,7 +60,7 @@ LOOPBACK = _series(
 LINK = _series(
     "link", "link",
     f"From a process of the host in a network namespace of its own to one in the level, by a veth pair of MTU {_MTU} "
-    "without a bridge and a firewall.",
+    "and nothing else. A machine is on the engine's bridge with a tap, and the process is where the bridge is.",
     "CLOCK_MONOTONIC of the host, around a batch of many",
 )  # fmt: skip
 
@@ -67,18 +69,38 @@ def _loopback(world: World, level: Level) -> Iterator[Sample]:
     return samples(ask(world, level, "cost_loopback", f"port={PORT}", *_PACE), LOOPBACK)
 
 
-# Why a level has no link; a machine gets its network from the engine, and levels are run from bundles.
-_NO_LINK = {
-    "runsc": "it is run with --network=none: its network stack has a loopback and nothing else",
-    "vm-tcg": "a machine that is run from a bundle has a loopback and nothing else",
-    "vm-kvm": "a machine that is run from a bundle has a loopback and nothing else",
-}
-
-
 def _link(world: World, level: Level) -> Iterator[Sample]:
-    if level.name in _NO_LINK:
-        raise Unsupported(_NO_LINK[level.name])
-    tenant = level.start(world, Job(("/probe", "cost_server", f"port={PORT}")))
+    if level.name == "runsc":
+        raise Unsupported("it is run with --network=none: its network stack has a loopback and nothing else")
+    found = _tap(world, level) if level.name.startswith("vm-") else _veth(world, level)
+    return samples(found, LINK)
+
+
+def _client(world: World, level: Level, address: str) -> dict[str, Any]:
+    words = [world.probe, "cost_client", f"host={address}", f"port={PORT}", *_PACE]
+    done = subprocess.run(words, capture_output=True, timeout=120)
+    return answer(Ended(done.returncode, done.stdout, done.stderr, None, 0.0), level, "cost_client")
+
+
+def _tap(world: World, level: Level) -> dict[str, Any]:
+    root = f"{world.directory}/network-{world.number()}"
+    network = Network(root)
+    network.ensure()
+    try:
+        tenant = level.start(world, Job(_SERVER, link=root))
+        try:
+            tenant.line(120.0)
+            (address,) = network.leases().values()
+            return _client(world, level, address)
+        finally:
+            tenant.stop()
+    finally:
+        network.reconcile(())
+        network.destroy()
+
+
+def _veth(world: World, level: Level) -> dict[str, Any]:
+    tenant = level.start(world, Job(_SERVER))
     peer = _fresh()
     try:
         tenant.line()
@@ -87,10 +109,7 @@ def _link(world: World, level: Level) -> Iterator[Sample]:
             _connect(peer, inside)
         finally:
             os.close(inside)
-        words = [world.probe, "cost_client", f"host={_TENANT}", f"port={PORT}", *_PACE]
-        done = _within(peer, lambda: subprocess.run(words, capture_output=True, timeout=60))
-        found = answer(Ended(done.returncode, done.stdout, done.stderr, None, 0.0), level, "cost_client")
-        yield from samples(found, LINK)
+        return _within(peer, lambda: _client(world, level, _TENANT))
     finally:
         _within(peer, _disconnect)
         os.close(peer)

@@ -35,7 +35,8 @@ class Job:
     where the level has a root of its own, the source where it has not. Limits: ``memory`` bytes, ``pids`` processes,
     ``cpus`` processors; None: none but the world's own. ``opened``: the control of an outcome, a container without
     any of its defences (all capabilities, the host's pid, ipc and network namespaces, the host's root at /host, no
-    filter, nothing masked).
+    filter, nothing masked). ``link``: the directory of the engine's network that a machine is to be on, as it gets its
+    network device at its start; every other level can be given one later.
     """
 
     args: tuple[str, ...]
@@ -45,6 +46,7 @@ class Job:
     binds: tuple[Bind, ...] = ()
     environment: dict[str, str] = field(default_factory=dict)
     opened: bool = False
+    link: str = ""
 
 
 @dataclass(frozen=True, slots=True)

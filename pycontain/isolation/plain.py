@@ -15,6 +15,7 @@ from pycontain.isolation.world import World
 from pycontain.runtime.kernel import syscalls
 
 _MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_REMOUNT, _MS_BIND, _MS_REC = 1, 2, 4, 32, 0x1000, 0x4000
+_MS_PRIVATE = 0x40000
 _MNT_DETACH = 2
 
 
@@ -38,6 +39,9 @@ class _WithRoot(_OfTheHost):
         self._mounted: list[str] = []
         os.mkdir(self.directory)
         rootfs.copy(self.world, self.root)
+        # A mount of its own, so that what a tenant mounts below it in its own namespace does not come back to /run.
+        self._bind(self.root, self.root, writable=True)
+        syscalls.mount(None, self.root, None, _MS_PRIVATE)
         for name in ("proc", "sys", "dev"):
             self._bind(f"/{name}", f"{self.root}/{name}", writable=True)
         for bind in self.job.binds:

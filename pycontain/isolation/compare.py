@@ -62,6 +62,7 @@ class Shift:
 
     level: str
     quantity: Quantity
+    title: str
     old: Figure
     new: Figure
     direction: Direction
@@ -77,10 +78,10 @@ class Shift:
         unit = self.quantity.unit
         if self.exact:
             sides = [units.number(figure.median) for figure in (self.old, self.new)]
-            return f"{self.level}: {self.quantity.title}: {sides[0]} → {sides[1]} {unit}".rstrip()
+            return f"{self.level}: {self.title}: {sides[0]} → {sides[1]} {unit}".rstrip()
         old, new = (digest.figure_text(figure, unit) for figure in (self.old, self.new))
         times = f", {units.number(self.ratio)}×" if 0 < self.ratio < math.inf else ""
-        return f"{self.level}: {self.quantity.title}: {old} → {new}{times}".replace("\u00a0", " ")
+        return f"{self.level}: {self.title}: {old} → {new}{times}".replace("\u00a0", " ")
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,21 +188,22 @@ def _outcomes(made: Comparison, level: str) -> None:
 def _figures(made: Comparison, level: str) -> None:
     surface = {quantity.name for quantity in digest.taken(made.new, "surface")}
     for quantity in made.new.quantities.values():
+        title = shown(digest.title(made.new, quantity))
         old, new = made.old.figure(level, quantity.name), made.new.figure(level, quantity.name)
         if old is None or new is None:
             if old is not None or new is not None:
-                made.uncompared.append(f"{level}: {quantity.title}: only the {'old' if old else 'new'} run has it")
+                made.uncompared.append(f"{level}: {title}: only the {'old' if old else 'new'} run has it")
             continue
         before = made.old.quantities[quantity.name]
         if old.detail != new.detail or before.unit != quantity.unit:
             sides = [shown(f"{one.detail} {unit}".strip()) for one, unit in ((old, before.unit), (new, quantity.unit))]
-            made.uncompared.append(f"{level}: {quantity.title}: variants differ: {sides[0]}, {sides[1]}")
+            made.uncompared.append(f"{level}: {title}: variants differ: {sides[0]}, {sides[1]}")
             continue
         exact = quantity.name in surface and _steady(old) and _steady(new)
         if agrees(old, new, exact):
             made.agreed += 1
         else:
-            made.changes.append(_shift(level, quantity, old, new, exact))
+            made.changes.append(_shift(level, quantity, title, old, new, exact))
 
 
 def _steady(figure: Figure) -> bool:
@@ -221,12 +223,12 @@ def agrees(old: Figure, new: Figure, exact: bool = False) -> bool:
     return abs(new.median - old.median) <= tolerance * min(abs(old.median), abs(new.median))
 
 
-def _shift(level: str, quantity: Quantity, old: Figure, new: Figure, exact: bool) -> Shift:
+def _shift(level: str, quantity: Quantity, title: str, old: Figure, new: Figure, exact: bool) -> Shift:
     direction: Direction = "differs"
     if quantity.better != "neither":
         direction = "worse" if (new.median > old.median) == (quantity.better == "lower") else "better"
     ratio = new.median / old.median if old.median else math.inf
-    return Shift(level, quantity, old, new, direction, ratio, exact)
+    return Shift(level, quantity, title, old, new, direction, ratio, exact)
 
 
 def _failures(made: Comparison, level: str) -> None:

@@ -126,6 +126,12 @@ def main_figures(results: Results) -> list[Quantity]:
     return [quantity for found in groups for quantity in found if quantity.name.startswith(MAIN)]
 
 
+def title(results: Results, quantity: Quantity) -> str:
+    """The title of a quantity, with its name where another one has the same title."""
+    same = sum(other.title == quantity.title for other in results.quantities.values())
+    return quantity.title if same == 1 else f"{quantity.title} ({quantity.name})"
+
+
 def why_not(results: Results, level: str, quantity: str) -> str:
     """Why a level has no figure of a quantity, as far as it is known: ``absent`` or ``failed``, with the reason."""
     measure = results.measure_of(quantity) or ""
@@ -161,7 +167,7 @@ def disturbances(results: Results) -> dict[str, tuple[str, str]]:
     parts: dict[str, dict[str, str]] = {}
     for quantity in taken(results, "interference"):
         found = _PERCENTILE.match(quantity.name)
-        if found and quantity.unit == "×":
+        if found and quantity.unit in {"x", "×"}:
             parts.setdefault(found[1].rpartition(".")[2], {})[found[2]] = quantity.name
     return {hog: (names["p50"], names["p99"]) for hog, names in parts.items() if len(names) == 2}
 

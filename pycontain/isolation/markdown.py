@@ -83,6 +83,6 @@ def _figures(results: Results) -> str:
         figures = (results.figure(level.name, quantity.name) for level in results.present())
         cells = [text(units.brief(figure.median, quantity.unit)) if figure else "–" for figure in figures]
         unit = f" ({quantity.unit})" if units.is_counted(quantity.unit) and quantity.unit else ""
-        rows.append([text(quantity.title + unit), *cells])
+        rows.append([text(digest.title(results, quantity) + unit), *cells])
     heads = ["Median", *(text(level.name) for level in results.present())]
     return f"### Figures\n\n{_table(heads, rows)}"

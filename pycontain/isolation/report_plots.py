@@ -79,13 +79,13 @@ def _rows(results: Results, quantity: Quantity) -> tuple[list[plots.Row], str]:
 
 def _dots(results: Results, quantity: Quantity, name: str, distribution: bool = False) -> str:
     rows, variant = _rows(results, quantity)
-    said = "; ".join(row.title for row in rows)
+    title, said = digest.title(results, quantity), "; ".join(row.title for row in rows)
     sizes = (("large", 560.0), ("narrow", 330.0)) if distribution else (("", 330.0),)
     drawn = [
-        plots.dots(f"{name}{kind}", rows, quantity.unit, quantity.title, said, wide, kind, distribution)
+        plots.dots(f"{name}{kind}", rows, quantity.unit, title, said, wide, kind, distribution)
         for kind, wide in sizes
     ]
-    return tag("figure", _caption(quantity.title, quantity, variant), *drawn)
+    return tag("figure", _caption(title, quantity, variant), *drawn)
 
 
 def _is_start(quantity: Quantity) -> bool:

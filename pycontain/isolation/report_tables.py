@@ -61,7 +61,7 @@ def _numbers(results: Results, quantity: Quantity) -> str:
         cells = (tag("td", text(said)) for said in (median, span, digest.count_text(figure)))
         rows.append(row(text(level.name) + variant, *cells))
     conditions = "; ".join([f"unit: {quantity.unit or 'number'}", *digest.conditions(quantity)])
-    caption = tag("caption", text(quantity.title), tag("small", text(conditions)))
+    caption = tag("caption", text(digest.title(results, quantity)), tag("small", text(conditions)))
     heads = head("Level", "Median", "95 % interval", "n")
     return tag("table", caption, heads, tag("tbody", *rows), class_="numbers")
 

@@ -15,7 +15,7 @@ _FAMILIES: tuple[tuple[tuple[str, float], ...], ...] = (
     tuple((f"{prefix}bit", factor) for prefix, factor in _DECIMAL),
 )
 _SIGNS = {"%", "×"}
-_ALIASES = {"us": "µs", "byte": "B", "bytes": "B", "bits": "bit", "seconds": "s"}
+_ALIASES = {"us": "µs", "byte": "B", "bytes": "B", "bits": "bit", "seconds": "s", "x": "×"}
 
 
 def _family(unit: str) -> tuple[tuple[tuple[str, float], ...], float, str]:
@@ -37,7 +37,7 @@ def is_binary(unit: str) -> bool:
 def steps(unit: str) -> list[tuple[str, float]]:
     """Every step of a unit with how many of ``unit`` it is: ``("µs", 0.001)`` of ms. Itself where it has none."""
     family, own, tail = _family(unit)
-    return [(name + tail, factor / own) for name, factor in family] or [(unit, 1.0)]
+    return [(name + tail, factor / own) for name, factor in family] or [(_ALIASES.get(unit, unit), 1.0)]
 
 
 def step(value: float, unit: str) -> tuple[str, float]:
@@ -77,7 +77,7 @@ def brief(value: float, unit: str) -> str:
 
 def is_counted(unit: str) -> bool:
     """Whether the unit only says what is counted (``calls``), so that it can be left to a caption."""
-    return len(steps(unit)) == 1 and unit not in _SIGNS
+    return len(steps(unit)) == 1 and _ALIASES.get(unit, unit) not in _SIGNS
 
 
 def joined(unit: str) -> str:

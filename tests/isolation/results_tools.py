@@ -45,8 +45,8 @@ QUANTITIES: list[tuple[str, str, str, str, float, float]] = [
     ("workload.database", "A database: transactions", "1/s", "higher", 41000, 0.03),
     ("workload.web", "A web server: requests", "1/s", "higher", 18200, 0.02),
     ("timer.drift", "Difference of two clocks", "us", "neither", 0.4, 2),
-    *((f"interference.{hog}.{part}", f"Victim beside a {hog} hog: {part} against none", "×", "lower", size, 0.6) for hog, size in (("cpu", 3.1), ("memory", 2.2), ("io", 8.0), ("fork", 4.4), ("network", 1.9)) for part in ("p50", "p99")),
-    *((f"interference.{part}", f"Victim alone: {part}", "us", "lower", size, 10) for part, size in (("alone.p50", 51), ("alone.p99", 330))),
+    *((f"interference.{hog}.{part}", f"Victim beside a {hog} hog: {part} against none", "x", "lower", size, 0.6) for hog, size in (("cpu", 3.1), ("memory", 2.2), ("io", 8.0), ("fork", 4.4), ("network", 1.9)) for part in ("p50", "p99")),
+    *((f"interference.cpu.alone.{part}", "The victim alone", "us", "lower", size, 10) for part, size in (("p50", 51), ("p99", 330))),
     *((f"extra.micro.{index}", f"A small thing of which there are many, number {index}", "ns", "lower", 10.0**index, 3) for index in range(1, 7)),
 ]  # fmt: skip
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import re
 from html.parser import HTMLParser
@@ -286,6 +287,30 @@ def test_the_check_itself_sees_overlaps_and_cuts() -> None:
             check_plots(drawn(*wrong))
 
 
+def test_colours_can_be_told_from_what_is_behind_them() -> None:
+    """WCAG 2.1: 4.5 to 1 for texts, 3 to 1 for signs and bars; on a light, a dark and a white ground."""
+
+    def light(colour: str) -> float:
+        parts = (int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5))
+        red, green, blue = (part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts)
+        return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+    def contrast(one: str, other: str) -> float:
+        low, high = sorted((light(one), light(other)))
+        return (high + 0.05) / (low + 0.05)
+
+    with open(os.path.join(os.path.dirname(report.__file__), "page", "style.css")) as file:
+        blocks = re.findall(r":root \{(.*?)\}", file.read(), re.S)
+    day, night, paper = (dict(re.findall(r"--([a-z-]+): (#[0-9a-f]{6})", block)) for block in blocks)
+    for colours in (day, night, {**day, **paper}):
+        ground = colours["ground"]
+        assert all(contrast(colours[name], ground) >= 4.5 for name in ("ink", "muted", "accent")), colours
+        assert all(contrast(colours[name], ground) >= 4.5 for name in ("held", "leaked", "noisy")), colours
+        assert contrast(colours["leaked"], colours["leaked-soft"]) >= 3 and contrast(colours["noisy"], colours["noisy-soft"]) >= 3
+        assert all(contrast(colours["on"], colours[name]) >= 3 for name in ("leaked", "noisy"))
+        assert contrast(colours["ink"], colours["noisy-soft"]) >= 4.5
+
+
 def test_many_points_are_drawn_once() -> None:
     chance = random.Random(1)
     row = plots.Row("a", tuple(chance.random() for _ in range(50_000)), 0.5, 0.4, 0.6)
@@ -296,7 +321,7 @@ def test_many_points_are_drawn_once() -> None:
     ("value", "unit", "said"),
     [
         (0, "ms", "0 ms"), (0.999, "ms", "999 µs"), (0.9999, "ms", "1.00 ms"), (1234, "us", "1.23 ms"), (61_000, "s", "61,000 s"),
-        (1536, "B", "1.50 KiB"), (1_048_576, "KiB", "1 GiB"), (340, "calls", "340 calls"), (3.14159, "×", "3.14×"), (12.5, "%", "12.5%"),
+        (1536, "B", "1.50 KiB"), (1_048_576, "KiB", "1 GiB"), (340, "calls", "340 calls"), (3.14159, "x", "3.14×"), (12.5, "%", "12.5%"),
         (2_300_000, "rounds/s", "2.30 M rounds/s"), (0.00001, "ratio", "1.00e-05 ratio"), (99.99, "", "100"), (-2.5, "ms", "-2.50 ms"), (1500, "Mbit/s", "1.50 Gbit/s"),
     ],
 )  # fmt: skip

@@ -300,7 +300,7 @@ def test_colours_can_be_told_from_what_is_behind_them() -> None:
         return (high + 0.05) / (low + 0.05)
 
     with open(os.path.join(os.path.dirname(report.__file__), "page", "style.css")) as file:
-        blocks = re.findall(r":root \{(.*?)\}", file.read(), re.S)
+        blocks = re.findall(r":root \{(.*?)\}", file.read(), re.DOTALL)
     day, night, paper = (dict(re.findall(r"--([a-z-]+): (#[0-9a-f]{6})", block)) for block in blocks)
     for colours in (day, night, {**day, **paper}):
         ground = colours["ground"]

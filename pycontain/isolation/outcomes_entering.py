@@ -30,7 +30,7 @@ def take(world: World, level: Level) -> Iterator[Outcome]:
     job = Job(("/probe", "entering", f"count={_TIMES}", f"ms={_SECONDS * 1000:.0f}", file))
     tenant = level.start(world, job)
     try:
-        self_ = json.loads(tenant.line())
+        self_ = json.loads(tenant.line(2 * _SECONDS))
         for _ in range(_TIMES):
             tenant.exec(("/bin/sleep", "0.05"))
         found = json.loads(tenant.line(2 * _SECONDS))

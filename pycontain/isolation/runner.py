@@ -3,7 +3,9 @@
 In rounds. In each, the measures come in a random order, and for each measure the levels do: so what one level is
 compared by was taken beside the others, and no level always comes first. The first round takes everything once; after
 it a measure is taken again at a level until it was taken its least number of times and each of its figures is
-narrow, or it was taken its greatest number of times, or the budget of seconds is spent.
+narrow, or it was taken its greatest number of times, or its share of the budget is spent. A share is the same number
+of seconds for every measure at every level, and what one does not need is the others': a level that is slow is
+measured less often, and the others not less for its sake.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from math import inf
 from typing import TYPE_CHECKING, Any, get_args
 
 from pycontain.isolation import schema
@@ -27,7 +30,7 @@ if TYPE_CHECKING:
     from pycontain.isolation.world import World
 
 GROUPS: tuple[str, ...] = get_args(Group)
-BUDGET = {"quick": 13 * 60.0, "full": 3 * 3600.0}
+BUDGET = {"quick": 11 * 60.0, "full": 3 * 3600.0}
 # How much longer than in a container things last, for the estimate that is shown before anything is known.
 _SLOWER = {"vm-tcg": 3.0, "runsc": 2.0}
 
@@ -174,6 +177,8 @@ class Run:
         self._budget = budget
         self._now = now
         self._begun = now() - found.seconds
+        self._quantities = {measure.name: [quantity.name for quantity in measure.quantities] for measure in measures}
+        self._share = 0.0
         self._over: set[tuple[str, str]] = set(found.absent)
         self._control = [Opened(control)] if control is not None else []
 
@@ -192,8 +197,14 @@ class Run:
     def _levels_of(self, measure: Measure) -> list[Level]:
         return [*self._levels, *self._control] if measure.group == "outcome" else self._levels
 
+    def _pairs(self) -> Iterator[tuple[tuple[str, str], Measure]]:
+        for measure in self._measures:
+            for level in self._levels_of(measure):
+                yield (level.name, measure.name), measure
+
     def _order(self) -> Iterator[tuple[int, Measure, Level]]:
         for number in range(1, max((measure.rounds[1] for measure in self._measures), default=0) + 1):
+            self._share = self._fair()
             chance = random.Random(f"{self.found.seed}/{number}")
             for measure in chance.sample(self._measures, len(self._measures)):
                 levels = self._levels_of(measure)
@@ -205,14 +216,38 @@ class Run:
         taken = self.found.rounds.get(pair, 0)
         if pair in self._over or taken >= number or number > measure.rounds[1]:
             return False
-        if number > measure.rounds[0] and self._narrow(measure, level):
+        if number > measure.rounds[0] and self._narrow(*pair):
             return False
         if number == 1:
             return True
-        return self._elapsed() + self.found.costs.get(pair, 0.0) / max(taken, 1) <= self._budget
+        spent, cost = self.found.costs[pair], self.found.costs[pair] / taken
+        # Half of a taking: to the nearest number of them.
+        return spent + cost / 2 <= self._share and self._elapsed() + cost <= self._budget
 
-    def _narrow(self, measure: Measure, level: Level) -> bool:
-        figures = [self.found.figure(level.name, quantity.name) for quantity in measure.quantities]
+    def _fair(self) -> float:
+        """The share: the seconds at which all that is still wanted, cut off there, lasts as long as the budget."""
+        spent = sum(self.found.costs.values())
+        left = self._budget - (self._elapsed() - spent)
+        wants = []
+        for pair, measure in self._pairs():
+            taken = self.found.rounds.get(pair, 0)
+            if taken and pair not in self._over:
+                cost = self.found.costs[pair]
+                done = taken >= measure.rounds[0] and self._narrow(*pair)
+                wants.append((cost, cost if done else cost / taken * measure.rounds[1]))
+        if sum(most for _, most in wants) <= left:
+            return inf
+        low, high = 0.0, max(most for _, most in wants)
+        for _ in range(50):
+            share = (low + high) / 2
+            if sum(min(max(share, least), most) for least, most in wants) <= left:
+                low = share
+            else:
+                high = share
+        return high
+
+    def _narrow(self, level: str, measure: str) -> bool:
+        figures = (self.found.figure(level, name) for name in self._quantities[measure])
         return all(figure.narrow for figure in figures if figure is not None)
 
     def _take(self, number: int, measure: Measure, level: Level) -> None:
@@ -263,15 +298,12 @@ class Run:
     def _part(self) -> float:
         """The part of the run that is over, by what the rest is expected to last."""
         elapsed, least, more = self._elapsed(), 0.0, 0.0
-        for measure in self._measures:
-            for level in self._levels_of(measure):
-                pair = (level.name, measure.name)
-                if pair in self._over:
-                    continue
+        for pair, measure in self._pairs():
+            if pair not in self._over:
                 taken = self.found.rounds.get(pair, 0)
-                seconds = self.found.costs[pair] / taken if taken else expected(measure, level.name)
+                seconds = self.found.costs[pair] / taken if taken else expected(measure, pair[0])
                 least += seconds * (not taken)
-                wanted = measure.rounds[0] if taken and self._narrow(measure, level) else measure.rounds[1]
+                wanted = measure.rounds[0] if taken and self._narrow(*pair) else measure.rounds[1]
                 more += seconds * max(0, wanted - max(taken, 1))
         left = least + min(more, max(0.0, self._budget - elapsed - least))
         return elapsed / (elapsed + left) if left else 1.0

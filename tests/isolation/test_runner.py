@@ -141,6 +141,17 @@ def test_the_budget_ends_rounds_but_never_the_first(tmp_path: Path) -> None:
     assert list(bench.run().rounds.values()) == [1, 1]
 
 
+def test_a_slow_level_is_measured_less_often_and_the_others_not_less_for_it(tmp_path: Path) -> None:
+    def take(world: World, level: Level) -> Iterator[Sample]:
+        bench.clock.at += {"slow": 100, "quick": 1, "steady": 2}[level.name]
+        yield Sample("start", (5 if level.name == "steady" else 1 + bench.clock.at % 10,))
+
+    bench = Bench(tmp_path, [Place("slow"), Place("quick"), Place("steady")], [measure("m", take, rounds=(3, 20))], 150)
+    found = bench.run()
+    assert {level: rounds for (level, _), rounds in found.rounds.items()} == {"slow": 1, "quick": 20, "steady": 3}
+    assert found.seconds == 126
+
+
 def test_the_order_is_random_interleaved_and_the_seeds_own(tmp_path: Path) -> None:
     def order(name: str, seed: int) -> list[tuple[str, str]]:
         (tmp_path / name).mkdir()

@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from pycontain.isolation.cost_probe import INSIDE, Series, ask, per_second, quantities, samples, writable
+from pycontain.isolation.cost_probe import INSIDE, PACE, Series, ask, per_second, quantities, samples, writable
 from pycontain.isolation.model import Bind, Level, Measure, Quantity, Sample
 from pycontain.runtime.errors import KernelError, Unsupported
 
@@ -32,11 +32,11 @@ def _series(prefix: str, at: str, place: str, written: str) -> tuple[Series, ...
         found = Quantity(f"{prefix}.{key}", f"{title}, {at}", "ns", f"{what} {place}", "lower", INSIDE, cache, of)
         return Series(key, found)
 
-    def speed(key: str, title: str, what: str, cache: str) -> Series:
+    def speed(key: str, title: str, what: str, cache: str, mib: int) -> Series:
         what += f" {place}"
         of = "seconds, fsync's included"
         found = Quantity(f"{prefix}.{key}", f"{title}, {at}", "MiB/s", what, "higher", INSIDE, cache, of)
-        return Series(key, found, per_second(MIB))
+        return Series(key, found, per_second(mib))
 
     return (
         time("open", "open and close", "open(2) read-only and close(2) of one file.", "path warm", "pairs of calls"),
@@ -45,11 +45,11 @@ def _series(prefix: str, at: str, place: str, written: str) -> tuple[Series, ...
             "open(2) of a new file, close(2), unlink(2); a journal is not waited for.", "directory warm", "files",
         ),
         time("random", "random read, warm", f"pread(2) of 4 KiB anywhere in a file of {MIB} MiB.", warm, "reads"),
-        speed("read", "sequential read, warm", f"pread(2) of 1 MiB after the other of a file of {MIB} MiB.", warm),
+        speed("read", "sequential read, warm", f"pread(2) of 1 MiB after the other of a file of {MIB} MiB.", warm, 1),
         speed(
             "write", "sequential write",
             f"A file of {MIB} MiB is emptied and written anew, 1 MiB after the other, {written}.",
-            "nothing of the file there: its room is to be found anew",
+            "nothing of the file there: its room is to be found anew", MIB,
         ),
     )  # fmt: skip
 
@@ -78,14 +78,14 @@ def _bind(world: World) -> Bind:
 
 
 def _disk(world: World, level: Level) -> Iterator[Sample]:
-    found = ask(world, level, "cost_file", "dir={data}", f"mib={MIB}", "ms=6", "batches=5", binds=(_bind(world),))
+    found = ask(world, level, "cost_file", "dir={data}", f"mib={MIB}", *PACE, binds=(_bind(world),))
     return samples(found, DISK)
 
 
 def _root(world: World, level: Level) -> Iterator[Sample]:
     if level.name == "process":
         raise Unsupported("a process of the host has no root file system of its own")
-    return samples(ask(world, level, "cost_file", "dir=/tmp", f"mib={MIB}", "ms=6", "batches=5"), ROOT)
+    return samples(ask(world, level, "cost_file", "dir=/tmp", f"mib={MIB}", *PACE), ROOT)
 
 
 def cached(fd: int) -> int:
@@ -124,7 +124,7 @@ def _cold(world: World, level: Level) -> Iterator[Sample]:
 
 
 MEASURES = (
-    Measure("files", "cost", "files on the disk", _disk, quantities(DISK), rounds=(3, 9), seconds=0.6),
-    Measure("files-cold", "cost", "files on the disk, not cached", _cold, quantities(COLD), rounds=(3, 9), seconds=0.4),
-    Measure("files-root", "cost", "files of the root file system", _root, quantities(ROOT), rounds=(3, 9), seconds=0.4),
+    Measure("files", "cost", "files on the disk", _disk, quantities(DISK), rounds=(2, 9), seconds=0.6),
+    Measure("files-cold", "cost", "files on the disk, not cached", _cold, quantities(COLD), rounds=(2, 9), seconds=0.4),
+    Measure("files-root", "cost", "files of the root file system", _root, quantities(ROOT), rounds=(2, 9), seconds=0.4),
 )

@@ -6,7 +6,7 @@ import glob
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from pycontain.isolation.cost_probe import INSIDE, Series, ask, per_second, quantities, samples
+from pycontain.isolation.cost_probe import INSIDE, PACE, Series, ask, per_second, quantities, samples
 from pycontain.isolation.model import Level, Measure, Quantity, Sample
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ SYSCALLS = (
 
 
 def _syscalls(world: World, level: Level) -> Iterator[Sample]:
-    return samples(ask(world, level, "cost_syscalls", "ms=4", "batches=5"), SYSCALLS)
+    return samples(ask(world, level, "cost_syscalls", *PACE), SYSCALLS)
 
 
 def _speed(key: str, title: str, unit: str, amount: float, what: str) -> Series:
@@ -87,13 +87,13 @@ CPU = (
     ),
     _speed(
         "sort", "sort", "sorts/s", 1.0,
-        "The C library's qsort(3) of 4096 numbers of 32 bits, made anew each time: branches that nobody can predict.",
+        "The C library's qsort(3) of 1024 numbers of 32 bits, made anew each time: branches that nobody can predict.",
     ),
 )  # fmt: skip
 
 
 def _cpu(world: World, level: Level) -> Iterator[Sample]:
-    return samples(ask(world, level, "cost_cpu", "ms=8", "batches=5"), CPU)
+    return samples(ask(world, level, "cost_cpu", *PACE), CPU)
 
 
 def last_level_cache() -> int:
@@ -142,7 +142,7 @@ MEMORY = (
 
 def _memory(world: World, level: Level) -> Iterator[Sample]:
     mib = buffer_mib()
-    found = ask(world, level, "cost_memory", f"mib={mib}", "ms=20", "batches=5")
+    found = ask(world, level, "cost_memory", f"mib={mib}", *PACE)
     return samples(found, MEMORY, f"buffers of {mib} MiB")
 
 

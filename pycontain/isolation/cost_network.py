@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from pycontain.isolation.cost_probe import INSIDE, Series, answer, ask, per_second, quantities, samples
+from pycontain.isolation.cost_probe import INSIDE, PACE, Series, answer, ask, per_second, quantities, samples
 from pycontain.isolation.model import Ended, Job, Level, Measure, Quantity, Sample, Tenant
 from pycontain.network import netlink
 from pycontain.network.lease import Network
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from pycontain.isolation.world import World
 
 _CLONE_NEWNET = 0x40000000
-_PACE = ("ms=8", "batches=5")
 PORT = 7007
 _SERVER = ("/probe", "cost_server", f"port={PORT}")
 _MTU = 1500
@@ -66,7 +65,7 @@ LINK = _series(
 
 
 def _loopback(world: World, level: Level) -> Iterator[Sample]:
-    return samples(ask(world, level, "cost_loopback", f"port={PORT}", *_PACE), LOOPBACK)
+    return samples(ask(world, level, "cost_loopback", f"port={PORT}", *PACE), LOOPBACK)
 
 
 def _link(world: World, level: Level) -> Iterator[Sample]:
@@ -77,7 +76,7 @@ def _link(world: World, level: Level) -> Iterator[Sample]:
 
 
 def _client(world: World, level: Level, address: str) -> dict[str, Any]:
-    words = [world.probe, "cost_client", f"host={address}", f"port={PORT}", *_PACE]
+    words = [world.probe, "cost_client", f"host={address}", f"port={PORT}", *PACE]
     done = subprocess.run(words, capture_output=True, timeout=120)
     return answer(Ended(done.returncode, done.stdout, done.stderr, None, 0.0), level, "cost_client")
 

@@ -34,7 +34,7 @@ static int do_float(void *of, long count)
 	return 0;
 }
 
-enum { SORTED = 4096 };
+enum { SORTED = 1024 };
 
 static int compare(const void *one, const void *other)
 {
@@ -59,7 +59,7 @@ static int do_sort(void *of, long count)
 	return 0;
 }
 
-PROBE(cost_cpu, "nanoseconds a thousand steps of arithmetic, and a sort of 4096 numbers; ms= a batch, batches=")
+PROBE(cost_cpu, "nanoseconds a thousand steps of arithmetic, and a sort of 1024 numbers; ms= a batch, batches=")
 {
 	struct pace pace = pace_of(args);
 	static uint32_t numbers[SORTED];

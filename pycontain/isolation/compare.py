@@ -8,6 +8,7 @@ The rules, of which each is the same with the runs swapped:
 - Any other figure agrees if the intervals overlap, or if the medians differ by no more than TOLERANCE of the smaller
   one; FEW_TOLERANCE where an interval stands on so few values that it does not reach 95 %.
 - A figure that has no better side can differ, and is never worse.
+- A figure that rests on a single value has no interval, and is not compared unless it is such a count.
 - A measure that failed in the new run and had not in the old one is a regression.
 - Figures of different variants of a workload are not compared, and nothing is where only one run has it.
 """
@@ -200,6 +201,9 @@ def _figures(made: Comparison, level: str) -> None:
             made.uncompared.append(f"{level}: {title}: variants differ: {sides[0]}, {sides[1]}")
             continue
         exact = quantity.name in surface and _steady(old) and _steady(new)
+        if min(old.n, new.n) < 2 and not exact:
+            made.uncompared.append(f"{level}: {title}: a single value in one of the runs")
+            continue
         if agrees(old, new, exact):
             made.agreed += 1
         else:

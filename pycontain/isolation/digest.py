@@ -28,17 +28,24 @@ MAIN = ("surface.", "start.", "exec.first", "idle.", "syscall.getpid", "syscall.
 
 @dataclass(frozen=True, slots=True)
 class Sum:
-    """A level in one line: how many claims it held, leaked and was noisy about, and the figures of `headlines`."""
+    """A level in one line: how many claims it held, leaked and was noisy about, how many were not tried, and the
+    figures of `headlines`."""
 
     level: LevelInfo
     held: int
     leaked: int
     noisy: int
+    untried: int
     figures: tuple[Figure | None, ...]
 
     @property
     def tried(self) -> int:
         return self.held + self.leaked + self.noisy
+
+    @property
+    def comparable(self) -> bool:
+        """Whether enough claims were tried for their share to be set beside that of another level: four fifths."""
+        return self.tried > 0 and self.tried >= 4 * self.untried
 
 
 @dataclass(slots=True)
@@ -63,15 +70,15 @@ def headlines(results: Results) -> list[tuple[str, Quantity]]:
 
 def sums(results: Results) -> list[Sum]:
     """A line for each level that could be run. Claims that are `unproven` are not counted."""
-    without = unproven(results)
+    counted = {claim for _, claim in results.outcomes} - unproven(results)
     quantities = [quantity for _, quantity in headlines(results)]
     made = []
     for level in results.present():
-        records = (results.outcome(level.name, claim) for claim in results.claims if claim not in without)
+        records = (results.outcome(level.name, claim) for claim in counted)
         verdicts = [record.verdict for record in records if record is not None]
         held, leaked, noisy = (verdicts.count(verdict) for verdict in VERDICTS)
         figures = tuple(results.figure(level.name, quantity.name) for quantity in quantities)
-        made.append(Sum(level, held, leaked, noisy, figures))
+        made.append(Sum(level, held, leaked, noisy, len(counted) - len(verdicts), figures))
     return made
 
 
@@ -174,7 +181,7 @@ def disturbances(results: Results) -> dict[str, tuple[str, str]]:
 
 def lead(results: Results) -> str:
     """What a person wants to know first, in two sentences."""
-    found = [one for one in sums(results) if one.tried]
+    found = [one for one in sums(results) if one.comparable]
     said = []
     if found:
         rates = [one.held / one.tried for one in found]

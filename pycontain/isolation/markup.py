@@ -71,6 +71,6 @@ def scroll(label: str, body: str) -> str:
     return tag("div", body, class_="scroll", role="region", aria_label=label, tabindex=0)
 
 
-def entry(title: str, *said: str) -> str:
+def entry(title: str, *said: str, anchor: str | None = None) -> str:
     """An entry of a list of definitions; the title is HTML, what is said of it are elements."""
-    return tag("div", tag("dt", title), *said)
+    return tag("div", tag("dt", title), *said, id=anchor)

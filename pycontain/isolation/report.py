@@ -94,7 +94,7 @@ def _summary(results: Results) -> str:
     for level in results.levels.values():
         if level.missing is not None:
             why = tag("td", text(f"not here: {level.missing}"), class_="gone", colspan=len(heads) + 1)
-            rows.append(row(_level(level), why))
+            rows.append(row(_level(results, level), why))
     titles = [tag("th", text(title), scope="col", title=quantity.title) for title, quantity in heads]
     first = [tag("th", title, scope="col") for title in ("Level", "Claims")]
     said = "".join(f"{title}: {quantity.title}. " for title, quantity in heads)
@@ -108,13 +108,15 @@ def _summary(results: Results) -> str:
     )
 
 
-def _level(level: LevelInfo) -> str:
-    return text(level.title) + tag("small", text(level.about))
+def _level(results: Results, level: LevelInfo) -> str:
+    return tag("a", text(level.title), href=f"#{report_tables.anchor(results, level)}", title=level.about)
 
 
 def _summary_row(results: Results, one: Sum, quantities: list[Quantity], tops: list[float]) -> str:
     counts = dict(zip(digest.VERDICTS, (one.held, one.leaked, one.noisy), strict=True))
     said = [tag("span", sign(kind), f" {count} ", tag("span", kind, class_="sr")) for kind, count in counts.items()]
+    if one.untried:
+        said.append(tag("span", f"{one.untried} not tried", class_="quiet"))
     cells = [tag("td", tag("div", *said, class_="counts"), _bar(list(counts.items())), class_="outcomes")]
     if not one.tried:
         cells = [tag("td", "–", class_="gone")]
@@ -127,7 +129,7 @@ def _summary_row(results: Results, one: Sum, quantities: list[Quantity], tops: l
         hover = f"{quantity.title}: {digest.figure_text(figure, quantity.unit)}, n = {figure.n}"
         bar = _bar([("full", share), ("empty", 1 - share)])
         cells.append(tag("td", text(units.brief(figure.median, quantity.unit)), bar, title=hover))
-    return row(_level(one.level), *cells)
+    return row(_level(results, one.level), *cells)
 
 
 def _bar(parts: Sequence[tuple[str, float]]) -> str:

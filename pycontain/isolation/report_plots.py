@@ -24,6 +24,9 @@ def pictures(results: Results) -> Section | None:
         "Up is safer, left is cheaper. A share of claims is no probability: it says how many of those on this page "
         "held, each counted the same."
     )
+    few = [one.level.title for one in digest.sums(results) if not one.comparable]
+    if few:
+        said += f" Too few claims were tried for: {', '.join(few)}."
     return section("picture", "Cost against isolation", note(said), tag("div", *figures, class_="pair"))
 
 
@@ -31,7 +34,7 @@ def _points(results: Results, quantity: Quantity) -> list[plots.Point]:
     points = []
     for one in digest.sums(results):
         figure = results.figure(one.level.name, quantity.name)
-        if figure is not None and figure.median > 0 and one.tried:
+        if figure is not None and figure.median > 0 and one.comparable:
             cost = digest.figure_text(figure, quantity.unit)
             said = f"{one.level.title}: {one.held} of {one.tried} held, {cost}"
             points.append(plots.Point(one.level.name, figure.median, 100 * one.held / one.tried, said))

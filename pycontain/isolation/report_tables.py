@@ -5,7 +5,7 @@ from __future__ import annotations
 from pycontain.isolation import digest, units
 from pycontain.isolation.markup import Section, entry, head, note, row, scroll, section, table, tag, text
 from pycontain.isolation.model import Quantity
-from pycontain.isolation.results import OPENED, Results
+from pycontain.isolation.results import OPENED, LevelInfo, Results
 
 
 def interference(results: Results) -> Section | None:
@@ -110,7 +110,10 @@ def facts(results: Results) -> Section:
 
 def definitions(results: Results) -> Section:
     """Every level, quantity and claim of the run, whether it was taken or not."""
-    levels = [_definition(level.title, level.name, "", level.about) for level in results.levels.values()]
+    levels = [
+        _definition(level.title, level.name, "", level.about, anchor=anchor(results, level))
+        for level in results.levels.values()
+    ]
     quantities = [
         _definition(
             quantity.title,
@@ -131,6 +134,11 @@ def definitions(results: Results) -> Section:
     return section("definitions", "Definitions", *body)
 
 
-def _definition(title: str, name: str, more: str, *said: str) -> str:
+def anchor(results: Results, level: LevelInfo) -> str:
+    """Where the page says what a level is. By its place: its name is a text of anybody's."""
+    return f"level-{list(results.levels).index(level.name)}"
+
+
+def _definition(title: str, name: str, more: str, *said: str, anchor: str | None = None) -> str:
     key = tag("dd", tag("code", text(name)), text(f", {more}" if more else ""))
-    return entry(text(title), key, *(tag("dd", text(line)) for line in said if line))
+    return entry(text(title), key, *(tag("dd", text(line)) for line in said if line), anchor=anchor)

@@ -188,6 +188,17 @@ def test_what_is_not_compared_is_said(before: Results, tmp_path: Path) -> None:
     assert lines[2:5] == ["the hosts differ:", "  kernel: 6.18.0 → 6.19.0", "  versions: crun: 1.8.1 → none"]
 
 
+def test_a_single_value_is_not_compared(before: Results, tmp_path: Path) -> None:
+    def change(line: Line) -> Line | None:
+        if line.get("quantity") == "idle.pss" and line["level"] == "runc":
+            return {**line, "values": [9e9]} if line["round"] == 1 else None
+        return line
+
+    found = compare.compare(before, after(tmp_path, change))
+    assert found.changes == []
+    assert found.uncompared == ["runc: Memory of an idle instance (Pss): a single value in one of the runs"]
+
+
 def test_a_measure_that_fails_now_is_a_regression(before: Results, tmp_path: Path) -> None:
     def change(line: Line) -> Line | None:
         if line.get("level") == "crun" and line.get("measure") == "parallel":

@@ -224,6 +224,22 @@ def test_markdown_has_levels_outcomes_and_figures(results: Results) -> None:
         assert len({line.count("|") for line in block.splitlines()}) == 1
 
 
+def test_a_level_at_which_little_was_tried_is_not_set_beside_others(tmp_path: Path) -> None:
+    def change(line: dict[str, Any]) -> dict[str, Any] | None:
+        few = line.get("level") == "chroot" and line["kind"] == "outcome" and not line["claim"].startswith("files.")
+        return None if few else line
+
+    found = results_tools.written(tmp_path / "run.jsonl", results_tools.changed(results_tools.records(), change))
+    chroot, runsc = (next(one for one in digest.sums(found) if one.level.name == name) for name in ("chroot", "runsc"))
+    assert (chroot.tried, chroot.untried, chroot.comparable) == (7, 34, False)
+    assert (runsc.tried, runsc.untried, runsc.comparable) == (40, 1, True)
+    page = Page(report.html(found))
+    assert "Too few claims were tried for: chroot." in page.texts[page.all("section", id="picture")[0]]
+    summary = page.texts[page.all("section", id="summary")[0]]
+    assert "34 not tried" in summary and "1 not tried" in summary
+    assert "chroot" not in digest.lead(found)
+
+
 def test_a_page_of_hardly_anything(tmp_path: Path) -> None:
     """A run that was interrupted at once, and one with a single sample."""
     first, *rest = results_tools.records()

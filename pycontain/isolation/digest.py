@@ -24,6 +24,7 @@ HEADLINES = (
 PRICES = (("Start", ("start.first",)), ("System call", ("syscall.getpid",)))
 # What a summary without plots has room for, besides: names, or how they begin.
 MAIN = ("surface.", "start.", "exec.first", "idle.", "syscall.getpid", "syscall.open", "syscall.fork", "workload.")
+_NUMBER = re.compile(r"\d[\d.]*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,10 +51,21 @@ class Sum:
 
 @dataclass(slots=True)
 class Finding:
-    """A claim that some levels did not hold, and what was seen there: each detail with its levels."""
+    """A claim that some levels did not hold, and what was seen there: each detail with its levels. ``alike``: the
+    details of which only the numbers differ, at the other levels that are listed with them."""
 
     claim: Claim
     details: dict[str, list[LevelInfo]] = field(default_factory=dict)
+    alike: set[str] = field(default_factory=set)
+
+    def add(self, detail: str, level: LevelInfo, exactly: bool) -> None:
+        """Another level; unless ``exactly``, with a detail that is there but for its numbers."""
+        shape = _NUMBER.sub("0", detail)
+        near = next((known for known in self.details if _NUMBER.sub("0", known) == shape), detail)
+        if not exactly and near != detail:
+            self.alike.add(near)
+            detail = near
+        self.details.setdefault(detail, []).append(level)
 
 
 def first_taken(results: Results, names: Iterable[str]) -> Quantity | None:
@@ -109,7 +121,7 @@ def findings(results: Results, verdict: str) -> list[tuple[list[LevelInfo], list
         for place, level in enumerate(levels):
             record = results.outcome(level.name, claim.name)
             if record is not None and record.verdict == verdict:
-                found.details.setdefault(record.detail, []).append(level)
+                found.add(record.detail, level, exactly=verdict == "noisy")
                 where.append(place)
         if where:
             made.setdefault(tuple(where), []).append(found)

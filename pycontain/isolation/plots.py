@@ -92,7 +92,8 @@ class Axis:
     def title(self) -> str:
         """What is written at the axis: its unit, and that it is logarithmic."""
         if self.log:  # where the unit has steps, every tick has its own
-            return "log scale" if len(units.steps(self.unit)) > 1 else f"{self.unit or 'number'}, log scale"
+            found = units.steps(self.unit)
+            return "log scale" if len(found) > 1 else f"{found[0][0] or 'number'}, log scale"
         return self.unit or "number"
 
 

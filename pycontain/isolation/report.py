@@ -117,7 +117,8 @@ def _summary_row(results: Results, one: Sum, quantities: list[Quantity], tops: l
     said = [tag("span", sign(kind), f" {count} ", tag("span", kind, class_="sr")) for kind, count in counts.items()]
     if one.untried:
         said.append(tag("span", f"{one.untried} not tried", class_="quiet"))
-    cells = [tag("td", tag("div", *said, class_="counts"), _bar(list(counts.items())), class_="outcomes")]
+    bar = _bar([*counts.items(), ("empty", one.untried)])
+    cells = [tag("td", tag("div", *said, class_="counts"), bar, class_="outcomes")]
     if not one.tried:
         cells = [tag("td", "–", class_="gone")]
     for figure, quantity, top in zip(one.figures, quantities, tops, strict=True):
@@ -215,9 +216,11 @@ def _findings(results: Results) -> Section | None:
 def _same_levels(levels: list[LevelInfo], found: list[Finding]) -> str:
     items = []
     for one in found:
-        if len(one.details) == 1:
-            said = next(iter(one.details))
-        else:
-            said = " ".join(f"{', '.join(level.name for level in at)}: {detail}" for detail, at in one.details.items())
+        parts = []
+        for detail, at in one.details.items():
+            where = f"{', '.join(level.name for level in at)}: " if len(one.details) > 1 else ""
+            like = f" ({at[0].name}; with other numbers elsewhere)" if detail in one.alike else ""
+            parts.append(f"{where}{detail.rstrip('.')}{like}")
+        said = "; ".join(parts)
         items.append(tag("li", tag("b", text(one.claim.title)), text(f": {said}")))
     return tag("h4", text(", ".join(level.name for level in levels))) + tag("ul", *items, class_="findings")

@@ -21,7 +21,7 @@ def interference(results: Results) -> Section | None:
             if middle is None or tail is None:
                 cells.append(tag("td", "–", class_="none", title=digest.why_not(results, level.name, tail_name)))
                 continue
-            weight = round(100 * min(max(tail.median - 1, 0) / 9, 1))
+            weight = round(100 * min(max(middle.median - 1, tail.median - 1, 0) / 9, 1))
             style = f"background:color-mix(in srgb, var(--noisy-soft) {weight}%, transparent)" if weight > 2 else None
             said = f"{units.text(middle.median, '×')} / {units.text(tail.median, '×')}"
             cells.append(tag("td", said, style=style))

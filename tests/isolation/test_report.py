@@ -224,6 +224,19 @@ def test_markdown_has_levels_outcomes_and_figures(results: Results) -> None:
         assert len({line.count("|") for line in block.splitlines()}) == 1
 
 
+def test_details_that_differ_in_numbers_are_said_once(results: Results) -> None:
+    levels = results.present()
+    finding = digest.Finding(results.claims["files.0"])
+    for level, detail in zip(levels, ("uptime 15.2", "uptime 16", "a path: /x1", "uptime"), strict=False):
+        finding.add(detail, level, exactly=False)
+    assert [(said, [level.name for level in at]) for said, at in finding.details.items()] == [
+        ("uptime 15.2", ["process", "chroot"]), ("a path: /x1", ["container"]), ("uptime", ["container-noseccomp"])
+    ]  # fmt: skip
+    assert finding.alike == {"uptime 15.2"}
+    finding.add("uptime 17", levels[4], exactly=True)
+    assert "uptime 17" in finding.details
+
+
 def test_a_level_at_which_little_was_tried_is_not_set_beside_others(tmp_path: Path) -> None:
     def change(line: dict[str, Any]) -> dict[str, Any] | None:
         few = line.get("level") == "chroot" and line["kind"] == "outcome" and not line["claim"].startswith("files.")

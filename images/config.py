@@ -7,8 +7,6 @@ no runtime (CVE-2026-53488), its volumes and ports are the engine's to read.
 
 from __future__ import annotations
 
-from types import MappingProxyType
-
 from pycontain.images.manifest import ImageConfig
 from pycontain.runtime.errors import PycontainError
 
@@ -73,14 +71,14 @@ class RunOptions:
     entrypoint: Sequence[str] | None = None
     env: Sequence[str] = ()
     cwd: str | None = None
-    user: Mapping[str, Any] = MappingProxyType({"uid": 0, "gid": 0})
+    user: Mapping[str, Any] = {"uid": 0, "gid": 0}
     home: str | None = None
     terminal: bool = False
     console_size: tuple[int, int] | None = None  # height, width
     hostname: str = ""
     read_only: bool = False
     mounts: Sequence[Mapping[str, Any]] = ()
-    tmpfs: Mapping[str, str] = MappingProxyType({})
+    tmpfs: Mapping[str, str] = {}
     shm_size: int = DEFAULT_SHM
     cap_add: Sequence[str] = ()
     cap_drop: Sequence[str] = ()
@@ -97,9 +95,9 @@ class RunOptions:
     oom_score_adj: int | None = None
     ulimits: Sequence[Mapping[str, Any]] = ()  # {"type": "RLIMIT_NOFILE", "soft": n, "hard": n}
     devices: Sequence[Mapping[str, Any]] = ()
-    sysctl: Mapping[str, str] = MappingProxyType({})
-    labels: Mapping[str, str] = MappingProxyType({})  # the user's, not the image's
-    namespaces: Mapping[str, str] = MappingProxyType({})
+    sysctl: Mapping[str, str] = {}
+    labels: Mapping[str, str] = {}  # the user's, not the image's
+    namespaces: Mapping[str, str] = {}
     cgroups_path: str = ""
     root: str = "rootfs"
 

@@ -228,15 +228,32 @@ class Network:
                 raise Conflict(
                     f"network {self.name} is in use by {len(records)} containers, the first is {records[0].container}"
                 )
-            if configuration is None:
-                return
-            self._withdraw(files, configuration)
-            nft.apply(nft.remove_table(configuration.bridge), f"remove the nftables table {configuration.bridge}")
+            if configuration is not None:
+                self._destroy(files, configuration)
+
+    def destroy_unused(self) -> str | None:
+        """``destroy`` where there is no lease and the bridge has no link of anybody's; the bridge's name, else None."""
+        if not self._directory.exists():
+            return None
+        with self._directory as files:
+            configuration = files.configuration()
+            if configuration is None or files.records():
+                return None
             with Netlink() as kernel:
-                present = kernel.link(configuration.bridge)
-            if present is not None and present.alias == links.ALIAS + configuration.id:
-                links.detach(configuration.bridge)
-            files.erase()
+                bridge = kernel.link(configuration.bridge)
+                if bridge is not None and any(link.master == bridge.ifindex for link in kernel.links()):
+                    return None
+            self._destroy(files, configuration)
+            return configuration.bridge
+
+    def _destroy(self, files: Directory, configuration: Configuration) -> None:
+        self._withdraw(files, configuration)
+        nft.apply(nft.remove_table(configuration.bridge), f"remove the nftables table {configuration.bridge}")
+        with Netlink() as kernel:
+            present = kernel.link(configuration.bridge)
+        if present is not None and present.alias == links.ALIAS + configuration.id:
+            links.detach(configuration.bridge)
+        files.erase()
 
     def free_link(self, record: Record) -> Record:
         """Make room for a lease's link: remove what has its name, or take another name if another lease has it."""

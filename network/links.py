@@ -27,8 +27,6 @@ ALIAS = "pycontain network "
 _LINK_PREFIX = "pc"
 _MTU = 1500
 
-_RTMGRP_LINK = 1  # linux/rtnetlink.h
-
 # linux/if_tun.h
 _TUNSETIFF = 0x400454CA
 _IFF_TAP, _IFF_NO_PI, _IFF_VNET_HDR, _IFF_TUN_EXCL = 0x0002, 0x1000, 0x4000, 0x8000
@@ -275,39 +273,18 @@ def await_end(name: str, seconds: float = 0.05) -> None:
     The kernel takes a link out of use and of sight early on, and goes on for as long again. A request to delete it
     waits for the kernel's lock, and for grace periods of its own: 10 ms and more.
     """
-    events = _socket.socket(_socket.AF_NETLINK, _socket.SOCK_RAW | _socket.SOCK_CLOEXEC, netlink.NETLINK_ROUTE)
-    try:
-        events.bind((0, _RTMGRP_LINK))
-        end = time.monotonic() + seconds
-        while _exists(name) and (left := end - time.monotonic()) > 0:
-            events.settimeout(left)
-            try:
-                events.recv(65536)
-            except TimeoutError:
-                return
-            except OSError as error:
-                if error.errno != errno.ENOBUFS:  # more events than there is room for: as good as one
-                    raise KernelError("wait for an event of the network links", error.errno or errno.EIO) from None
-    finally:
-        events.close()
-
-
-def _exists(name: str) -> bool:
-    """Whether there is a link of that name; unlike netlink, this does not wait for the kernel's lock."""
-    try:
-        _socket.if_nametoindex(name)
-    except OSError:
-        return False
-    return True
+    end = time.monotonic() + seconds
+    with Netlink(groups=netlink.RTMGRP_LINK) as kernel:
+        while kernel.has_link(name) and (left := end - time.monotonic()) > 0:
+            kernel.wait(left)
 
 
 def detach(name: str) -> None:
     """Delete a link by name; one that is gone is fine (it goes with its namespace)."""
-    if not _exists(name):
-        return
     try:
         with Netlink() as kernel:
-            kernel.send(netlink.delete_link(name))
+            if kernel.has_link(name):
+                kernel.send(netlink.delete_link(name))
     except KernelError as error:
         if error.errno != errno.ENODEV:
             raise

@@ -10,6 +10,7 @@ from __future__ import annotations
 import _socket
 import errno
 import struct
+from fcntl import ioctl
 
 from pycontain.runtime.errors import KernelError
 from pycontain.runtime.light import NamedTuple
@@ -42,6 +43,9 @@ VETH_INFO_PEER = 1
 IFA_ADDRESS, IFA_LOCAL, IFA_BROADCAST = 1, 2, 4
 RTA_DST, RTA_OIF, RTA_GATEWAY = 1, 4, 5
 RT_TABLE_MAIN, RTPROT_BOOT, RTN_UNICAST = 254, 3, 1
+
+RTMGRP_LINK = 1
+_SIOCGIFINDEX = 0x8933  # linux/sockios.h
 
 AF_UNSPEC, AF_INET, AF_INET6 = 0, 2, 10
 IFF_UP = 0x1
@@ -332,10 +336,10 @@ _LITTLE = struct.pack("=H", 1) == b"\1\0"
 class Netlink:
     """A netlink socket in the calling thread's network namespace. A context manager; not shared between threads."""
 
-    def __init__(self, protocol: int = NETLINK_ROUTE) -> None:
+    def __init__(self, protocol: int = NETLINK_ROUTE, groups: int = 0) -> None:
         try:
             self._socket = _socket.socket(_socket.AF_NETLINK, _socket.SOCK_RAW | _socket.SOCK_CLOEXEC, protocol)
-            self._socket.bind((0, 0))
+            self._socket.bind((0, groups))
         except OSError as error:
             raise KernelError("open a netlink socket", error.errno or errno.EIO) from None
         # The ext ack carries the kernel's own sentence about a refusal; kernels before 4.12 have none.
@@ -401,6 +405,27 @@ class Netlink:
         """All links of the namespace."""
         request = Request("list links", RTM_GETLINK, NLM_F_DUMP, _link_header())
         return [_link(body) for body in self.ask(request)]
+
+    def has_link(self, name: str) -> bool:
+        """Whether there is a link called ``name``; netdevice(7), for netlink waits for the kernel's lock."""
+        try:
+            ioctl(self._socket, _SIOCGIFINDEX, struct.pack("16s24x", name.encode()))
+        except OSError as error:
+            if error.errno != errno.ENODEV:
+                raise KernelError(f"find link {name}", error.errno or errno.EIO) from None
+            return False
+        return True
+
+    def wait(self, seconds: float) -> None:
+        """Wait for a message to the ``groups`` of this socket, and drop it."""
+        self._socket.settimeout(seconds)
+        try:
+            self._socket.recv(1 << 16)
+        except TimeoutError:
+            pass
+        except OSError as error:
+            if error.errno != errno.ENOBUFS:  # more messages than there was room for
+                raise KernelError("wait for an event of the network", error.errno or errno.EIO) from None
 
     def link(self, name: str) -> Link | None:
         """The link called ``name``, or None."""

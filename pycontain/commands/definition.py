@@ -544,7 +544,8 @@ COMMANDS: tuple[Command, ...] = (
             Option("volumes", "volumes that no container uses too", short=""),
         ),
         description="Also clears what a crash or a reboot left: cgroups, network interfaces, address leases, firewall "
-        "rules, state directories and half-finished downloads.",
+        "rules, state directories and half-finished downloads; and the bridge with its firewall table where nobody is "
+        "on it (the next container makes it again).",
         examples=(("tidy up without a question", "pycontain system prune -f"),),
     ),
     Command(

@@ -51,6 +51,9 @@ def prune(engine: Engine, *, images: bool = False, volumes: bool = False) -> Rep
     _machines(report)
     report.freed = image_store.collect(engine)
     _users(engine)
+    bridge = engine.network.destroy_unused()
+    if bridge is not None:
+        report.lines.append(f"network {bridge}")
     return report
 
 

@@ -139,7 +139,9 @@ def test_prune_takes_what_no_record_leads_to_and_leaves_what_lives(host: Host) -
     assert not half.exists()
     assert not ingest.exists()
     assert host.out("exec", "alive", "echo", "yes") == "yes\n"
+    assert "network" not in out
     host("rm", "-f", "alive")
+    assert "network pycontain" in host.out("system", "prune", "-f")
     assert settled(host) == []
 
 

@@ -335,13 +335,19 @@ def test_destroy_leaves_nothing(tmp_path: pathlib.Path) -> None:
     with pytest.raises(Conflict) as caught:
         network.destroy()
     assert caught.value.message == "network pycontain0 is in use by 1 containers, the first is box"
+    assert network.destroy_unused() is None
     network.release("box")
-    network.destroy()
+    run("ip", "link", "add", "guest", "type", "veth", "peer", "name", "other")
+    run("ip", "link", "set", "guest", "master", "pycontain0")
+    assert network.destroy_unused() is None
+    run("ip", "link", "del", "guest")
+    assert network.destroy_unused() == "pycontain0"
     assert link_names() == {"lo"}
     assert run("nft", "list", "ruleset") == before
     assert sorted(os.listdir(tmp_path / "pycontain0")) == ["leases", "lock"]
     assert os.listdir(tmp_path / "pycontain0/leases") == []
     network.destroy()
+    assert network.destroy_unused() is None
     network.release("box")
     assert network.take("box").gateway == "10.118.0.1"
 

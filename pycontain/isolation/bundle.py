@@ -76,7 +76,7 @@ def configuration(job: Job, kind: Kind, *, root: str, cgroup: str, hostname: str
     if kind.bare:
         options.cap_drop = ["ALL"]
         options.read_only = options.no_new_privileges = True
-        options.tmpfs = {"/tmp": "mode=1777,size=64m,nr_inodes=16384"}
+        options.tmpfs = {"/tmp": "mode=1777,size=64m"}
     if job.opened:
         options.privileged = True
         options.namespaces = dict.fromkeys(("pid", "ipc", "network", "uts", "cgroup"), "host")

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pycontain.isolation.model import Claim, Measure, Outcome
-from pycontain.isolation.neighbours import LIMITS, Latency, host, job, observe, parse, tenant
+from pycontain.isolation.neighbours import LIMITS, Latency, host, job, observe, parse, settle, tenant
 from pycontain.runtime.errors import PycontainError
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 NOISY = 2.0  # times its median alone
 _ALONE, _BESIDE = 0.25, 0.4  # seconds
-_FULL_SECONDS = 6.0
+_FULL_SECONDS = 40.0
 _PATIENCE = 5.0
 _HOLD = 48 << 20  # the victim's memory: more than any single process of a hog has
 _DISK, _INODES = 96 << 20, 4000
@@ -38,6 +38,7 @@ class Want:
     unit: str
     disk: bool = False
     hold: int = 0
+    most: int = 0  # after as many it gives up, where nobody refuses it: twice what there is
 
 
 _KILLED = f"; the victim has {_HOLD >> 20} MiB in use, so that a kernel that looks for a large process finds it"
@@ -75,10 +76,19 @@ WANTS = (
         "create",
         "a new file",
         disk=True,
+        most=2 * _INODES,
     ),
-    Want("disk", "disk", "all of the disk", "a file that grows until write(2) is refused" + _SHARED, "write",
-         "a new file of 64 KiB, and fsync(2)", disk=True),
-)  # fmt: skip
+    Want(
+        "disk",
+        "disk",
+        "all of the disk",
+        "a file that grows until write(2) is refused" + _SHARED,
+        "write",
+        "a new file of 64 KiB, and fsync(2)",
+        disk=True,
+        most=2 * _DISK,
+    ),
+)
 
 
 def take(want: Want, world: World, level: Level) -> Iterator[Outcome]:
@@ -93,16 +103,18 @@ def take(want: Want, world: World, level: Level) -> Iterator[Outcome]:
         victim = stack.enter_context(
             tenant(inner, level, job("victim", f"work={want.work}", f"dir={where}", f"hold={want.hold}"))
         )
+        settle(victim)
         alone = observe(victim, _ALONE)
         if alone.failed:
             raise PycontainError(f"the victim's {want.unit} fails without any neighbour: {alone.why}")
-        hog = stack.enter_context(tenant(inner, level, job("exhaust", f"of={want.of}", f"dir={where}")))
-        got = _full(hog, inner.public if want.disk else None)
-        yield _outcome(want, alone, victim, got)
+        taking = job("exhaust", f"of={want.of}", f"dir={where}", f"most={want.most}")
+        hog = stack.enter_context(tenant(inner, level, taking))
+        found = _outcome(want, alone, victim, _full(hog, inner.public if want.disk else None))
+    yield found
 
 
 def _full(hog: Tenant, disk: str | None) -> str:
-    """What the hog has got when it was refused more, or why it does not say so."""
+    """What became of the hog. Raises PycontainError where it has not come to an end of its taking in time."""
     until = time.monotonic() + _FULL_SECONDS
     while time.monotonic() < until:
         try:
@@ -114,8 +126,10 @@ def _full(hog: Tenant, disk: str | None) -> str:
                 return "the hog stands still on a full disk"
             continue
         said = parse(line)
+        if said["why"] == "enough":
+            return f"the hog was not refused {said['got']:.0f} ({said['full']})"
         return f"the hog was refused after {said['got']:.0f} ({said['full']}: {said['why']})"
-    return f"the hog was not refused in {_FULL_SECONDS:g} s"
+    raise PycontainError(f"the hog has not got all there is in {_FULL_SECONDS:g} s")
 
 
 def _outcome(want: Want, alone: Latency, victim: Tenant, got: str) -> Outcome:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from pycontain.isolation import exhaustion
 from pycontain.isolation.model import Bind, Measure, Quantity, Sample
-from pycontain.isolation.neighbours import LIMITS, host, job, observe, parse, tenant
+from pycontain.isolation.neighbours import LIMITS, host, job, observe, parse, settle, tenant
 
 if TYPE_CHECKING:
     from pycontain.isolation.model import Level
@@ -80,6 +80,7 @@ def take(hog: Hog, world: World, level: Level) -> Iterator[Sample]:
                 binds[number] = (Bind(path, "/data", writable=True),)
         where = "dir=" + ("/var/tmp" if own or not hog.disk else "{data}")
         with tenant(inner, level, job("victim", f"work={hog.work}", where, binds=binds[0])) as victim:
+            settle(victim)
             alone = observe(victim, _ALONE)
             with tenant(inner, level, job("hog", f"load={hog.name}", where, binds=binds[1])) as other:
                 parse(other.line(20))

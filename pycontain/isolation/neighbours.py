@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pycontain.isolation.model import Bind, Job
-from pycontain.isolation.statistics import quantile
+from pycontain.isolation.statistics import median, quantile
 from pycontain.runtime.errors import PycontainError
 
 if TYPE_CHECKING:
@@ -19,8 +20,8 @@ if TYPE_CHECKING:
     from pycontain.isolation.world import World
 
 # The limits of either tenant, and the cap around both.
-MEMORY, PIDS, CPUS = 192 << 20, 100, 1.0
-CAP_MEMORY, CAP_PIDS = 1 << 30, 250
+MEMORY, PIDS, CPUS = 192 << 20, 150, 1.0
+CAP_MEMORY, CAP_PIDS = 896 << 20, 350
 LIMITS = (
     f"each tenant may have {MEMORY >> 20} MiB of memory, {PIDS} processes and {CPUS:g} processor, where the level has "
     f"limits; both together are in a cgroup of {CAP_MEMORY >> 20} MiB, {CAP_PIDS} processes and two processors"
@@ -82,6 +83,18 @@ def observe(victim: Tenant, seconds: float, *, patience: float = 20.0) -> Latenc
         failed += int(said["failed"])
         why = said.get("why", why)
     return Latency(tuple(us), failed, why)
+
+
+def settle(victim: Tenant, seconds: float = 2.0) -> None:
+    """Wait until it gets no faster: caches fill, and an emulator translates what it executes the first time."""
+    until = time.monotonic() + seconds
+    before = math.inf
+    while time.monotonic() < until:
+        said = parse(victim.line())
+        now = median(said["us"])
+        if now >= 0.9 * before:
+            return
+        before = now
 
 
 def parse(line: str) -> Any:

@@ -30,7 +30,6 @@ def test_exhaustion_leaks_without_limits_and_is_held_by_them(world: World, want:
     monkeypatch.setattr(neighbours, "CAP_MEMORY", 320 << 20)  # what takes the longest is to fill it
     leaked = verdict(world, want, "process")
     assert leaked.verdict == "leaked", leaked
-    assert "not refused" not in leaked.detail, leaked
     held = verdict(world, want, HOLDS[want.name])
     assert held.verdict in ("held", "noisy"), held  # how much the neighbour notices is nothing to assert on a busy host
     if want.name in ("disk", "inodes"):

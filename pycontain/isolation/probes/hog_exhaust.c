@@ -24,14 +24,15 @@ static struct {
 	atomic_long made;
 } *all; /* shared by all processes */
 static char path[4096], block[CHUNK];
+static double most;
 
-static void say(const char *what, double got, int error)
+static void say(const char *what, double got, const char *why)
 {
 	if (atomic_exchange(&all->refused, 1))
 		return;
 	json_text("full", what);
 	json_number("got", got);
-	json_text("why", error ? strerror(error) : "killed");
+	json_text("why", why);
 	json_line();
 }
 
@@ -44,7 +45,7 @@ static int bomb(void)
 		if (pid < 0 && errno == EPERM)
 			return errno;
 		if (pid < 0)
-			say("processes", (double)atomic_load(&all->made), errno);
+			say("processes", (double)atomic_load(&all->made), strerror(errno));
 		else if (pid)
 			atomic_fetch_add(&all->made, 1);
 	}
@@ -59,7 +60,7 @@ static int processes(void)
 		while ((pid = fork()) < 0) {
 			if (errno == EPERM)
 				return errno;
-			say("processes", count, errno);
+			say("processes", count, strerror(errno));
 			usleep(1000);
 		}
 		if (!pid) {
@@ -94,13 +95,13 @@ static int pieces(const char *what, int (*take)(void))
 		}
 		close(done[1]);
 		if (pid < 0 || read(done[0], &byte, 1) != 1)
-			say(what, count, pid < 0 ? errno : 0);
+			say(what, count, pid < 0 ? strerror(errno) : "killed");
 		else if (byte)
-			say(what, count, byte);
+			say(what, count, strerror(byte));
 		count++;
 		close(done[0]);
 		while (waitpid(-1, &status, WNOHANG) > 0)
-			say(what, count, 0); /* the kernel may have chosen an older one */
+			say(what, count, "killed"); /* the kernel may have chosen an older one */
 		if (atomic_load(&all->refused))
 			usleep(100000); /* each death is a page in the host's kernel log */
 	}
@@ -150,11 +151,15 @@ static int inodes(void)
 	for (double count = 0;; count++) {
 		int fd;
 
+		if (most && count >= most) {
+			say("inodes", count, "enough");
+			pause();
+		}
 		snprintf(path + end, 32, ".%.0f", count);
 		while ((fd = open(path, O_WRONLY | O_CREAT | O_CLOEXEC, 0600)) < 0) {
 			if (errno == EACCES || errno == EROFS)
 				return errno;
-			say("inodes", count, errno);
+			say("inodes", count, strerror(errno));
 			usleep(1000);
 		}
 		close(fd);
@@ -169,14 +174,19 @@ static int disk(void)
 	if (fd < 0)
 		return errno;
 	for (;;) {
-		ssize_t some = write(fd, block, CHUNK);
+		ssize_t some;
 
+		if (most && count >= most) {
+			say("bytes", count, "enough");
+			pause();
+		}
+		some = write(fd, block, CHUNK);
 		if (some > 0)
 			count += (double)some;
 		/* A guest's file system takes what its disk cannot hold: only a flush tells. */
 		if (some <= 0 || (long)(count / CHUNK) % 64 == 0)
 			if (fsync(fd) || some <= 0) {
-				say("bytes", count, errno);
+				say("bytes", count, strerror(errno));
 				usleep(1000);
 			}
 	}
@@ -190,13 +200,15 @@ static const struct want {
 	{ "fds", fds },	  { "inodes", inodes },	 { "disk", disk },
 };
 
-PROBE(exhaust, "of=bomb|pids|memory|fds|inodes|disk [dir=DIR]: a line when it is refused, and on it goes")
+PROBE(exhaust, "of=bomb|pids|memory|fds|inodes|disk [dir=DIR] [most=N files or bytes]: a line when it is refused, and "
+	       "on it goes, or when it has as many as that")
 {
 	const char *name = text(args, "of", "");
 
 	all = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	if (all == MAP_FAILED)
 		return errno;
+	most = (double)number(args, "most", 0);
 	memset(block, 'x', sizeof(block));
 	snprintf(path, sizeof(path) - 32, "%s/exhaust", text(args, "dir", "/tmp"));
 	for (size_t i = 0; i < sizeof(wants) / sizeof(*wants); i++)

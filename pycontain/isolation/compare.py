@@ -100,7 +100,7 @@ class Failure:
 
     def __str__(self) -> str:
         word = "fails now" if self.direction == "worse" else "failed before"
-        return f"{self.level}: {self.measure} {word}: {shown(self.why)}"
+        return f"{self.level}: {shown(self.measure)}: {word}: {shown(self.why)}"
 
 
 @dataclass(slots=True)
@@ -133,7 +133,7 @@ class Comparison:
         """For a terminal: the runs, facts that differ, then what changed, the worst first."""
         lines = [f"{word}: {_run(results)}" for word, results in (("old", self.old), ("new", self.new))]
         if self.facts:
-            lines.append("the hosts differ:")
+            lines.append("facts that differ:")
             lines += _few([f"{name}: {old} → {new}" for name, old, new in self.facts])
         others = self._those("differs")
         for title, changes in (("worse", self.regressions), ("better", self.improvements), ("other", others)):
@@ -175,7 +175,7 @@ def _facts(old: Results, new: Results) -> list[tuple[str, str, str]]:
 
 
 def _outcomes(made: Comparison, level: str) -> None:
-    for claim in made.new.claims.values():
+    for claim in (made.old.claims | made.new.claims).values():
         old, new = made.old.outcome(level, claim.name), made.new.outcome(level, claim.name)
         if old is not None and new is not None:
             if old.verdict == new.verdict:
@@ -187,9 +187,9 @@ def _outcomes(made: Comparison, level: str) -> None:
 
 
 def _figures(made: Comparison, level: str) -> None:
-    surface = {quantity.name for quantity in digest.taken(made.new, "surface")}
-    for quantity in made.new.quantities.values():
-        title = shown(digest.title(made.new, quantity))
+    surface = {quantity.name for run in (made.old, made.new) for quantity in digest.taken(run, "surface")}
+    for quantity in (made.old.quantities | made.new.quantities).values():
+        title = shown(digest.title(made.new if quantity.name in made.new.quantities else made.old, quantity))
         old, new = made.old.figure(level, quantity.name), made.new.figure(level, quantity.name)
         if old is None or new is None:
             if old is not None or new is not None:
@@ -236,12 +236,12 @@ def _shift(level: str, quantity: Quantity, title: str, old: Figure, new: Figure,
 
 
 def _failures(made: Comparison, level: str) -> None:
-    for name in made.new.measures:
-        before, after = ((level, name) in results.failed for results in (made.old, made.new))
+    for name, measure in (made.old.measures | made.new.measures).items():
+        before, after = (results.failed.get((level, name)) for results in (made.old, made.new))
         if after and not before and _has(made.old, level, name):
-            made.changes.append(Failure(level, made.new.measures[name].title, made.new.failed[level, name], "worse"))
+            made.changes.append(Failure(level, measure.title, after, "worse"))
         elif before and not after and _has(made.new, level, name):
-            made.changes.append(Failure(level, made.new.measures[name].title, made.old.failed[level, name], "better"))
+            made.changes.append(Failure(level, measure.title, before, "better"))
 
 
 def _has(results: Results, level: str, measure: str) -> bool:

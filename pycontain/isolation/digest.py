@@ -23,7 +23,18 @@ HEADLINES = (
 # What a scatter has on its x axis.
 PRICES = (("Start", ("start.first",)), ("System call", ("syscall.getpid",)))
 # What a summary without plots has room for, besides: names, or how they begin.
-MAIN = ("surface.", "start.", "exec.first", "idle.", "syscall.getpid", "syscall.open", "syscall.fork", "workload.")
+MAIN = (
+    "surface.syscalls",
+    "surface.host_syscalls.distinct",
+    "surface.capabilities.effective",
+    "start.",
+    "exec.first",
+    "idle.",
+    "syscall.getpid",
+    "syscall.open",
+    "syscall.fork",
+    "work.",
+)
 _NUMBER = re.compile(r"\d[\d.]*")
 
 

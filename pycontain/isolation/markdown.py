@@ -42,13 +42,13 @@ def _levels(results: Results) -> str:
     heads = digest.headlines(results)
     rows = []
     for one in digest.sums(results):
-        counts = [str(one.held), str(one.leaked), str(one.noisy)] if one.tried else ["–"] * 3
+        counts = [str(count) for count in (one.held, one.leaked, one.noisy, one.untried)]
         figures = [
             text(units.brief(figure.median, quantity.unit)) if figure else "–"
             for figure, (_, quantity) in zip(one.figures, heads, strict=True)
         ]
         rows.append([text(one.level.title), *counts, *figures])
-    titles = ["Level", "held", "leaked", "noisy", *(text(title) for title, _ in heads)]
+    titles = ["Level", "held", "leaked", "noisy", "not tried", *(text(title) for title, _ in heads)]
     missing = [level for level in results.levels.values() if level.missing is not None]
     gone = "".join(f"\n- not here: {text(level.title)}: {text(level.missing or '')}" for level in missing)
     return _table(titles, rows) + (f"\n{gone}" if gone else "")

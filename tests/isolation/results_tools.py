@@ -41,9 +41,9 @@ QUANTITIES: list[tuple[str, str, str, str, float, float]] = [
     ("network.latency", "Network round trip of one byte", "us", "lower", 21, 60),
     ("cpu.sha", "CPU: rounds of a hash in a second", "rounds/s", "higher", 2.3e6, 0.05),
     ("memory.bandwidth", "Memory bandwidth (copy of 64 MiB, caches cold)", "GiB/s", "higher", 9.3, 0.15),
-    ("workload.compile", "A compiler run: the time of a small C program from source to executable, linker included", "s", "lower", 0.61, 25),
-    ("workload.database", "A database: transactions", "1/s", "higher", 41000, 0.03),
-    ("workload.web", "A web server: requests", "1/s", "higher", 18200, 0.02),
+    ("work.compile", "A compiler run: the time of a small C program from source to executable, linker included", "s", "lower", 0.61, 25),
+    ("work.database", "A database: transactions", "1/s", "higher", 41000, 0.03),
+    ("work.web", "A web server: requests", "1/s", "higher", 18200, 0.02),
     ("timer.drift", "Difference of two clocks", "us", "neither", 0.4, 2),
     *((f"interference.{hog}.{part}", f"Victim beside a {hog} hog: {part} against none", "x", "lower", size, 0.6) for hog, size in (("cpu", 3.1), ("memory", 2.2), ("io", 8.0), ("fork", 4.4), ("network", 1.9)) for part in ("p50", "p99")),
     *((f"interference.cpu.alone.{part}", "The victim alone", "us", "lower", size, 10) for part, size in (("p50", 51), ("p99", 330))),
@@ -101,7 +101,7 @@ def records(seed: int = 7, rounds: int = 3, hostile: bool = False, missing: dict
             if (place, level) != (5, "runsc"):
                 made.append({"kind": "outcome", "level": level, "measure": "attacks", "claim": claim["name"], "verdict": verdict, "detail": detail, "at": 1.0 + place})
         for place, (name, _, unit, _, size, factor) in enumerate(QUANTITIES):
-            if (name, level) in {("start50.first", "vm-tcg"), ("surface.functions", "rootless"), ("workload.web", "runsc")}:
+            if (name, level) in {("start50.first", "vm-tcg"), ("surface.functions", "rootless"), ("work.web", "runsc")}:
                 continue
             share = list(LEVELS).index(level) / 10
             typical = size * (1 + (factor - 1) * share**2) if factor >= 1 else size * (1 - (1 - factor) * share)

@@ -185,7 +185,7 @@ def test_what_is_not_compared_is_said(before: Results, tmp_path: Path) -> None:
     assert "process: Start: command to first instruction: only the old run has it" in found.uncompared
     assert "container: File I/O: random.read, page cache warm: variants differ: ext4 MiB/s, overlay on ext4 MiB/s" in found.uncompared
     lines = found.text().splitlines()
-    assert lines[2:5] == ["the hosts differ:", "  kernel: 6.18.0 → 6.19.0", "  versions: crun: 1.8.1 → none"]
+    assert lines[2:5] == ["facts that differ:", "  kernel: 6.18.0 → 6.19.0", "  versions: crun: 1.8.1 → none"]
 
 
 def test_a_single_value_is_not_compared(before: Results, tmp_path: Path) -> None:
@@ -207,9 +207,26 @@ def test_a_measure_that_fails_now_is_a_regression(before: Results, tmp_path: Pat
 
     new = after(tmp_path, change)
     found = compare.compare(before, new)
-    assert [str(one) for one in found.regressions] == ["crun: Many at once fails now: crun: cannot fork"]
+    assert [str(one) for one in found.regressions] == ["crun: Many at once: fails now: crun: cannot fork"]
     back = compare.compare(new, before)
-    assert [str(one) for one in back.improvements] == ["crun: Many at once failed before: crun: cannot fork"] and not back.regressions
+    assert [str(one) for one in back.improvements] == ["crun: Many at once: failed before: crun: cannot fork"] and not back.regressions
+
+
+def test_runs_that_know_different_things(before: Results, tmp_path: Path) -> None:
+    """A version that has a claim and a quantity less."""
+
+    def change(line: Line) -> Line | None:
+        if line["kind"] == "run":
+            line["claims"] = [claim for claim in line["claims"] if claim["name"] != "files.0"]
+            line["quantities"] = [quantity for quantity in line["quantities"] if quantity["name"] != "exec.first"]
+        return None if "files.0" in line.values() or "exec.first" in line.values() else line
+
+    less = after(tmp_path, change)
+    for old, new, word in ((before, less, "old"), (less, before, "new")):
+        found = compare.compare(old, new)
+        assert found.changes == [] and len(found.uncompared) == 2 * len(before.present())
+        assert f"runc: Read a file of the host, way 0: only the {word} run has it" in found.uncompared
+        assert f"runc: Another program in a running container: only the {word} run has it" in found.uncompared
 
 
 def test_a_control_that_shows_nothing_is_said(before: Results, tmp_path: Path) -> None:

@@ -215,7 +215,7 @@ def test_hostile_details_stay_text(hostile: Results, hostile_source: str) -> Non
 
 def test_markdown_has_levels_outcomes_and_figures(results: Results) -> None:
     made = markdown.markdown(results)
-    assert "\n| process | 4 | 30 | 7 | 340 | 1.0" in made
+    assert "\n| process | 4 | 30 | 7 | 0 | 340 | 1.0" in made
     assert "not here: microVM with KVM: /dev/kvm answers" in made
     row = next(line for line in made.splitlines() if line.startswith("| Write to core&#95;pattern, way 5 |"))
     assert row.split(" | ")[1:4] == ["✗", "✗", "✗"] and " · " in row

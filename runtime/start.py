@@ -7,8 +7,9 @@ missing or stale the modules are imported as ever and the file is written anew; 
 lost but the time. The launcher reads it, and runs this module's code out of it too. ``pycontain`` has a file of its
 own, of which it takes what is imported, when it is imported.
 
-The file: each module's code by itself, as ``marshal`` has it; then (this module's code, [Entry, ...]), and the size of
-that in 8 bytes.
+The file: 8 bytes that no other such file begins with; each module's code by itself, as ``marshal`` has it; the codes of
+all the modules of a verb in one piece, for those in VERBS; where the codes by themselves are; then (this module's code,
+Table), and the size of that in 8 bytes.
 """
 
 from __future__ import annotations
@@ -20,109 +21,162 @@ from _frozen_importlib import ModuleSpec
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from types import ModuleType
+    from types import CodeType, ModuleType
     from typing import Any, NoReturn
 
-    # name, source, its mtime in ns, whether a package, place and size of its code
-    Entry = tuple[str, str, int, bool, int, int]
+    Module = tuple[str, int, bool]  # name, mtime of its source in ns, whether a package
+    Place = tuple[int, int]  # in the file: offset, bytes
+    # The first bytes, the folder of all modules, this module, each verb's modules and where their codes are, and where
+    # it says where the codes by themselves are: {name: (Module, Place)}
+    Table = tuple[bytes, str, Module, dict[str, tuple[list[Module], Place]], Place]
 
-# What ``pycontain-runtime run`` imports, each after what it needs; a test holds this list against what it really does.
+_ALL = ("pycontain", "pycontain.runtime", "pycontain.runtime.errors", "pycontain.runtime.main")
+_STATE = (*_ALL, "pycontain.runtime.paths", "pycontain.runtime.jsontext", "pycontain.runtime.state")
+_CGROUP = ("pycontain.runtime.kernel", "pycontain.runtime.kernel.cgroup")
+_DIALOGUE = ("pycontain.runtime.channel", "pycontain.runtime.namespaces")
+# What ``pycontain-runtime run`` imports, each after what it needs.
 MODULES = (
-    "pycontain", "pycontain.runtime", "pycontain.runtime.errors", "pycontain.runtime.main", "pycontain.runtime.channel",
-    "pycontain.runtime.paths", "pycontain.runtime.namespaces", "pycontain.runtime.spec", "pycontain.runtime.plan",
-    "pycontain.runtime.plan.ops", "pycontain.runtime.jsontext", "pycontain.runtime.kernel",
-    "pycontain.runtime.kernel.cgroup", "pycontain.runtime.kernel.host", "pycontain.runtime.plan.mounts",
-    "pycontain.runtime.plan.identity", "pycontain.runtime.plan.plan", "pycontain.runtime.state",
-    "pycontain.runtime.control", "pycontain.runtime.creation",
-    "pycontain.runtime.kernel.cgroup_v1", "pycontain.runtime.kernel.cgroup_v2",
+    *_STATE, *_CGROUP, "pycontain.runtime.control", *_DIALOGUE, "pycontain.runtime.spec", "pycontain.runtime.plan",
+    "pycontain.runtime.plan.ops", "pycontain.runtime.kernel.host", "pycontain.runtime.plan.mounts",
+    "pycontain.runtime.plan.identity", "pycontain.runtime.plan.plan", "pycontain.runtime.creation",
 )  # fmt: skip
-# Only one of these is wanted on any host, and that is found out later.
-_LATER = MODULES[-2:]
+# The modules of the verbs that an engine calls for every container, but for those that not every host or container
+# wants; a test holds these lists against what is really imported. A word that only looks like a verb costs 1 ms.
+VERBS = {
+    "run": MODULES,
+    "create": MODULES,
+    "start": (*_STATE, "pycontain.runtime.control", *_DIALOGUE),
+    "delete": (*_STATE, *_CGROUP, "pycontain.runtime.control"),
+    "exec": (*MODULES, "pycontain.runtime.lifecycle", "pycontain.runtime.verbs"),
+}
+
 # The folders of either command's modules, by the folder that its cache belongs to.
 _ROOMS = {
     "runtime": ("runtime", "runtime/kernel", "runtime/plan"),
     "pycontain": ("", "commands", "engine", "images", "network", "runtime", "runtime/kernel", "runtime/plan"),
 }
 
+_cache = ""
+_mapped: memoryview | None = None
+_table: Any = None
+_places: dict[str, tuple[Module, Place]] = {}
+# Without a class statement: each takes 20 us.
+_Namespace: Any = type(sys.implementation)
 
-class Finder:
-    """An importer (``sys.meta_path``) of what is in the cache."""
 
-    entries: dict[str, Entry] = {}
-    cache = ""
+def _top() -> str:
+    """The folder of all modules, ``pycontain``."""
+    return _cache.rpartition("/__pycache__/")[0].removesuffix("/runtime")
 
-    @classmethod
-    def find_spec(cls, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
-        entry = cls.entries.get(name)
-        return _spec(entry) if entry else None
 
-    @staticmethod
-    def create_module(spec: object) -> None:
+def _room() -> str:
+    """The folder that the cache belongs to."""
+    return _cache.split("/")[-3]
+
+
+def _source(module: Module) -> str:
+    return f"{_top()}{module[0][9:].replace('.', '/')}{'/__init__' if module[2] else ''}.py"
+
+
+def _is_fresh(module: Module) -> bool:
+    try:
+        return posix.stat(_source(module)).st_mtime_ns == module[1]
+    except OSError:
+        return False
+
+
+def _read(place: Place) -> Any:
+    """None where the file is another one by now."""
+    if _mapped is not None:
+        return marshal.loads(_mapped[place[0] : sum(place)])  # noqa: S302
+    try:
+        fd = posix.open(_cache, posix.O_RDONLY | posix.O_CLOEXEC)
+    except OSError:
         return None
-
-    @classmethod
-    def exec_module(cls, module: ModuleType) -> None:
-        fd = posix.open(cls.cache, posix.O_RDONLY | posix.O_CLOEXEC)
-        exec(_code(fd, cls.entries.pop(module.__name__)), module.__dict__)  # noqa: S102
+    try:
+        same = posix.pread(fd, len(_table[0]), 0) == _table[0]
+        return marshal.loads(posix.pread(fd, place[1], place[0])) if same else None  # noqa: S302
+    finally:
         posix.close(fd)
 
 
-def _spec(entry: Entry) -> ModuleSpec:
-    name, source, _, package, _, _ = entry
-    spec = ModuleSpec(name, Finder, origin=source, is_package=package)  # type: ignore[arg-type]
+def _find(name: str, path: object = None, target: object = None) -> ModuleSpec | None:
+    """``find_spec`` of an importer (``sys.meta_path``) of what is in the cache."""
+    if not name.startswith("pycontain"):
+        return None
+    if not _places:
+        _places.update(_read(_table[4]) or {"": ()})
+    if name not in _places:
+        return None
+    module, place = _places[name]
+    code = _read(place) if _is_fresh(module) else None
+    if code is None:
+        try:
+            posix.unlink(_cache)  # the next start makes it anew
+        except OSError:
+            pass
+        return None
+    return _spec(module, code)
+
+
+def _execute(module: ModuleType) -> None:
+    exec(module.__spec__.loader_state, module.__dict__)  # type: ignore[union-attr] # noqa: S102
+
+
+def _spec(module: Module, code: CodeType | None = None) -> ModuleSpec:
+    source = _source(module)
+    spec = ModuleSpec(module[0], FINDER, origin=source, loader_state=code, is_package=module[2])
     spec.has_location = True
     spec.cached = ""  # there is none, and what would look for one may not be there (see embedded)
-    if package:
+    if module[2]:
         spec.submodule_search_locations = [source.rpartition("/")[0]]
     return spec
 
 
-def _is_fresh(cache: str, entries: list[Entry]) -> bool:
-    try:
-        if entries[-1][1] != f"{_top(cache)}/runtime/start.py":
-            return False  # of a tree that was copied, cache and all
-        return all(posix.stat(entry[1]).st_mtime_ns == entry[2] for entry in entries)
-    except (OSError, ValueError, IndexError):  # a file is gone, or the cache is of another version
-        return False
+FINDER = _Namespace(find_spec=_find, create_module=lambda spec: None, exec_module=_execute)
 
 
-def _code(fd: int, entry: Entry) -> Any:
-    return marshal.loads(posix.pread(fd, entry[5], entry[4]))  # noqa: S302
-
-
-def _make(fd: int, entry: Entry) -> None:
+def _make(found: Module, code: CodeType) -> None:
     """What an import does, less its looking for things."""
-    name, source, _, package, _, _ = entry
-    spec = _spec(entry)
+    name = found[0]
+    spec = _spec(found)
     module = type(sys)(name)
     names = module.__dict__
     parent, _, last = name.rpartition(".")
-    names.update(__file__=source, __package__=spec.parent, __spec__=spec)
-    if package:
+    names.update(__file__=spec.origin, __package__=spec.parent, __spec__=spec)
+    if found[2]:
         names["__path__"] = spec.submodule_search_locations
     sys.modules[name] = module
-    exec(_code(fd, entry), names)  # noqa: S102
+    exec(code, names)  # noqa: S102
     if parent:
         setattr(sys.modules[parent], last, module)
 
 
 def write(cache: str) -> None:
     """Make the cache from the modules' own; atomic, and nothing where the directory is not ours to write."""
+    global _cache
     import __future__
 
     import ast
-    from importlib import import_module
     from importlib.util import find_spec
 
     if not posix.access(cache.rpartition("/")[0], posix.W_OK):
         return
-    entries: list[Entry] = []
-    codes, code, at = [], None, 0
-    # This module last: its code goes into the head too.
-    for name in (*MODULES, *_rest(cache), "pycontain.runtime.start"):
-        spec = import_module(name).__spec__ if name in MODULES else find_spec(name)
+    _cache = cache
+    pieces = [posix.urandom(8)]
+    modules: dict[str, Module] = {}
+    codes: dict[str, CodeType] = {}
+
+    def append(value: Any) -> Place:
+        pieces.append(marshal.dumps(value))
+        return sum(map(len, pieces[:-1])), len(pieces[-1])
+
+    for name in ("pycontain", *_names()):
+        spec = find_spec(name)
         assert spec is not None and spec.origin is not None
-        mtime = posix.stat(spec.origin).st_mtime_ns
+        modules[name] = (name, posix.stat(spec.origin).st_mtime_ns, spec.submodule_search_locations is not None)
+        if spec.origin != _source(modules[name]):
+            return
         with open(spec.origin, "rb", buffering=0) as file:
             # Without docstrings and annotations, which nobody reads here: 0.5 ms less to load.
             tree = ast.parse(file.readall(), spec.origin)
@@ -133,112 +187,102 @@ def write(cache: str) -> None:
             elif isinstance(node, ast.FunctionDef):
                 node.returns = None
         flags = __future__.annotations.compiler_flag
-        code = compile(tree, spec.origin, "exec", flags, dont_inherit=True, optimize=2)
-        package = spec.submodule_search_locations is not None
-        codes.append(marshal.dumps(code))
-        entries.append((name, spec.origin, mtime, package, at, len(codes[-1])))
-        at += len(codes[-1])
-    codes.append(marshal.dumps((code, entries)))
-    codes.append(len(codes[-1]).to_bytes(8, "little"))
+        codes[name] = compile(tree, spec.origin, "exec", flags, dont_inherit=True, optimize=2)
+    places = {name: (modules[name], append(code)) for name, code in codes.items()}
+    words = VERBS if _room() == "runtime" else {}
+    sets = {names: ([modules[n] for n in names], append([codes[n] for n in names])) for names in set(words.values())}
+    verbs = {verb: sets[names] for verb, names in words.items()}
+    here = "pycontain.runtime.start"
+    place = append((codes[here], (pieces[0], _top(), modules[here], verbs, append(places))))
+    pieces.append(place[1].to_bytes(8, "little"))
     temporary = f"{cache}.{posix.getpid()}"
     try:
-        with open(temporary, "wb") as file:
-            file.writelines(codes)
+        with open(temporary, "wb", buffering=0) as file:
+            file.write(b"".join(pieces))
         posix.rename(temporary, cache)
     except OSError:
         return
 
 
-def _rest(cache: str) -> list[str]:
-    """The other modules of a command: found in the cache where they are imported."""
-    top = _top(cache)
+def _names() -> list[str]:
+    """All modules of the command that the cache belongs to."""
     found = []
-    for inner in _ROOMS[_room(cache)]:
-        names = (file.partition(".")[0] for file in sorted(posix.listdir(f"{top}/{inner}")) if file.endswith(".py"))
+    for inner in _ROOMS[_room()]:
+        names = (file.partition(".")[0] for file in sorted(posix.listdir(f"{_top()}/{inner}")) if file.endswith(".py"))
         package = f"pycontain.{inner.replace('/', '.')}".rstrip(".")
-        found += [package if name == "__init__" else f"{package}.{name}" for name in names]
-    return [name for name in found if name not in MODULES and not name.endswith((".start", ".__main__"))]
+        found += [package if name == "__init__" else f"{package}.{name}" for name in names if name != "__main__"]
+    return found
 
 
-def main(cache: str, entries: list[Entry]) -> None:
-    """``entries``: what the launcher has read from ``cache``, or none."""
-    if _is_fresh(cache, entries):
-        _use(cache, entries)
-    else:
+def main(cache: str, table: Table | None) -> None:
+    """``table``: what the launcher has read from ``cache``, or nothing."""
+    global _cache
+    _cache = cache
+    if not (table and _use(table)):
         from pycontain.runtime.start import write  # the file's: what runs here may be the code of an older one
 
         write(cache)
-    face = "pycontain.runtime.main" if _room(cache) == "runtime" else "pycontain.cli"
+    face = "pycontain.runtime.main" if _room() == "runtime" else "pycontain.cli"
     __import__(face, fromlist=["main"]).main()
 
 
-def _top(cache: str) -> str:
-    """The folder of all modules, ``pycontain``."""
-    return cache.rpartition("/__pycache__/")[0].removesuffix("/runtime")
-
-
-def _room(cache: str) -> str:
-    """The folder that the cache belongs to."""
-    return cache.split("/")[-3]
-
-
-def _use(cache: str, entries: list[Entry]) -> None:
-    # create and run want all of it, the other verbs less; a word that only looks like one costs 1 ms.
-    whole = _room(cache) == "runtime" and ("run" in sys.argv or "create" in sys.argv)
-    Finder.cache, Finder.entries = cache, {entry[0]: entry for entry in entries}
-    sys.meta_path.insert(0, Finder)
-    if whole:
-        fd = posix.open(cache, posix.O_RDONLY | posix.O_CLOEXEC)
-        for name in MODULES:
-            if name not in _LATER:
-                _make(fd, Finder.entries.pop(name))
-        posix.close(fd)
+def _use(table: Table) -> bool:
+    """Take the modules from the cache; False, and nothing done, where it is not true any more."""
+    global _table
+    _table = table
+    _, top, this, verbs, _ = table
+    modules, place = next((verbs[word] for word in sys.argv if word in verbs), ([], (0, 0)))
+    if top != _top() or not all(map(_is_fresh, [this, *modules])):  # of a tree that was copied, cache and all; stale
+        return False
+    codes = _read(place) if modules else []
+    if codes is None:
+        return False
+    sys.meta_path.insert(0, FINDER)
+    for module, code in zip(modules, codes):
+        _make(module, code)
+    return True
 
 
 # In the launcher's own interpreter (init/embedded.c), of which only the core is there: no files can be imported, there
 # are no standard streams and no codecs but UTF-8, Latin-1 and ASCII.
 
+_extensions = ("", "")
 
-class Late:
+
+def _find_late(name: str, path: object = None, target: object = None) -> ModuleSpec | None:
     """The last importer: an extension module by its path, anything else once the interpreter is complete."""
-
-    folder = suffix = ""
-
-    @classmethod
-    def find_spec(cls, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
-        file = f"{cls.folder}/{name}{cls.suffix}"
-        if path is None and posix.access(file, posix.R_OK):
-            return ModuleSpec(name, cls, origin=file)  # type: ignore[arg-type]
-        _complete()
-        found = (finder.find_spec(name, path, target) for finder in sys.meta_path)  # type: ignore[arg-type]
-        return next((spec for spec in found if spec), None)
-
-    @staticmethod
-    def create_module(spec: ModuleSpec) -> ModuleType:
-        import _imp
-
-        return _imp.create_dynamic(spec)
-
-    @staticmethod
-    def exec_module(module: ModuleType) -> None:
-        import _imp
-
-        _imp.exec_dynamic(module)
+    file = name.join(_extensions)
+    if path is None and posix.access(file, posix.R_OK):
+        return ModuleSpec(name, LATE, origin=file)
+    _complete()
+    found = (finder.find_spec(name, path, target) for finder in sys.meta_path)  # type: ignore[arg-type]
+    return next((spec for spec in found if spec), None)
 
 
-class Stream:
+def _create_extension(spec: ModuleSpec) -> ModuleType:
+    import _imp
+
+    return _imp.create_dynamic(spec)
+
+
+def _execute_extension(module: ModuleType) -> None:
+    import _imp
+
+    _imp.exec_dynamic(module)
+
+
+LATE = _Namespace(find_spec=_find_late, create_module=_create_extension, exec_module=_execute_extension)
+
+
+def _stream(fd: int) -> Any:
     """A standard stream for ``print``."""
 
-    def __init__(self, fd: int) -> None:
-        self.fd = fd
-
-    def write(self, text: str) -> None:
+    def write(text: str) -> None:
         data = text.encode("utf-8", "surrogateescape")
         while data:
-            data = data[posix.write(self.fd, data) :]
+            data = data[posix.write(fd, data) :]
 
-    def flush(self) -> None:
-        pass
+    return _Namespace(write=write, flush=lambda: None)
 
 
 def _open(file: Any, mode: str = "r", *rest: Any, **more: Any) -> Any:
@@ -250,25 +294,29 @@ def _open(file: Any, mode: str = "r", *rest: Any, **more: Any) -> Any:
 
 
 def _complete() -> None:
-    if Late in sys.meta_path:
-        sys.meta_path.remove(Late)
+    if LATE in sys.meta_path:
+        sys.meta_path.remove(LATE)
         import _launcher
 
         _launcher.complete()
 
 
-def embedded(cache: str, entries: list[Entry], extensions: str, suffix: str) -> NoReturn:
-    """``main`` where the launcher has the interpreter in it; its extension modules are ``extensions/NAMEsuffix``."""
-    if not _is_fresh(cache, entries):
-        import _launcher
+def embedded(cache: str, table: Table, mapped: memoryview, extensions: str, suffix: str) -> NoReturn:
+    """``main`` where the launcher has the interpreter in it; its extension modules are ``extensions/NAMEsuffix``.
 
-        _launcher.ordinary()  # it makes the cache anew
-    Late.folder, Late.suffix = extensions, suffix
-    sys.meta_path.append(Late)
-    sys.stdout, sys.stderr = Stream(1), Stream(2)
+    ``mapped``: all of ``cache``, as it is and stays whatever takes its place. 60 page faults fewer than reading it.
+    """
+    global _cache, _extensions, _mapped
+    _cache, _mapped = cache, mapped
+    _extensions = (f"{extensions}/", suffix)
+    sys.meta_path.append(LATE)
+    sys.stdout, sys.stderr = _stream(1), _stream(2)
     __builtins__["open"] = _open
-    _use(cache, entries)
     try:
+        if not _use(table):
+            import _launcher
+
+            _launcher.ordinary()  # it makes the cache anew
         from pycontain.runtime.main import main
 
         main()

@@ -90,23 +90,30 @@ static PyObject *launcher(void)
 	return PyModule_Create(&module);
 }
 
-/* The head of the cache, which is its end (runtime/start.py): (code, entries); NULL where there is none. */
-static PyObject *read_cache(const char *file)
+/* The whole of the cache; NULL where there is none. */
+static PyObject *map_cache(const char *file)
 {
-	PyObject *bytes = NULL, *value = NULL;
+	void *at = MAP_FAILED;
 	struct stat st;
-	uint64_t n;
 	int fd = open(file, O_RDONLY | O_CLOEXEC);
 
 	if (fd < 0)
 		return NULL;
-	if (fstat(fd, &st) == 0 && st.st_size > 8 && pread(fd, &n, 8, st.st_size - 8) == 8 && n <= (uint64_t)st.st_size - 8 &&
-	    (bytes = PyBytes_FromStringAndSize(NULL, n)) &&
-	    pread(fd, PyBytes_AS_STRING(bytes), n, st.st_size - 8 - n) == (ssize_t)n)
-		value = PyMarshal_ReadObjectFromString(PyBytes_AS_STRING(bytes), n);
-	Py_XDECREF(bytes);
+	if (fstat(fd, &st) == 0 && st.st_size > 8)
+		at = mmap(NULL, st.st_size, PROT_READ, MAP_PRIVATE, fd, 0);
 	close(fd);
-	return value;
+	return at == MAP_FAILED ? NULL : PyMemoryView_FromMemory(at, st.st_size, PyBUF_READ);
+}
+
+/* The head of the cache, which is its end (runtime/start.py): (code, table); NULL where it is none. */
+static PyObject *read_head(PyObject *cache)
+{
+	Py_buffer *bytes = PyMemoryView_GET_BUFFER(cache);
+	const char *end = (const char *)bytes->buf + bytes->len - 8;
+	uint64_t n;
+
+	memcpy(&n, end, 8);
+	return n <= (uint64_t)bytes->len - 8 ? PyMarshal_ReadObjectFromString(end - n, n) : NULL;
 }
 
 static void add_path(PyConfig *config, const char *directory)
@@ -199,22 +206,24 @@ static PyObject *arguments(int argc, char **argv)
 /* Returns where it cannot do what it is for, before anything was done. */
 void embedded(int argc, char **argv, const char *home, const char *packages, const char *python, void (*otherwise)(void))
 {
-	PyObject *cache, *names, *main;
+	PyObject *cache, *head, *names, *main;
 	char file[PATH_MAX];
 
 	become_ordinary = otherwise;
-	if (snprintf(file, sizeof file, "%s/pycontain/runtime/__pycache__/start.cpython-3%d", home, PY_MINOR_VERSION) >=
+	if (snprintf(file, sizeof file, "%s/pycontain/runtime/__pycache__/start.2.cpython-3%d", home, PY_MINOR_VERSION) >=
 	    (int)sizeof file || access(file, R_OK) < 0 || start(argc, argv, home, packages, python) < 0)
 		return;
-	cache = read_cache(file);
+	cache = map_cache(file);
+	head = cache ? read_head(cache) : NULL;
 	names = Py_BuildValue("{sssO}", "__name__", "pycontain.runtime.start", "__builtins__", PyEval_GetBuiltins());
-	if (!cache || !names || !PyTuple_Check(cache) || PyTuple_GET_SIZE(cache) != 2 ||
-	    !PyCode_Check(PyTuple_GET_ITEM(cache, 0)) || PySys_SetObject("argv", arguments(argc, argv)) < 0 ||
-	    !PyEval_EvalCode(PyTuple_GET_ITEM(cache, 0), names, names) ||
+	if (!head || !names || !PyTuple_Check(head) || PyTuple_GET_SIZE(head) != 2 ||
+	    !PyCode_Check(PyTuple_GET_ITEM(head, 0)) || PySys_SetObject("argv", arguments(argc, argv)) < 0 ||
+	    !PyEval_EvalCode(PyTuple_GET_ITEM(head, 0), names, names) ||
 	    !(main = PyDict_GetItemString(names, "embedded")))
 		return;
 	PyGC_Disable(); /* as in launcher.c */
-	PyObject_CallFunction(main, "sOss", file, PyTuple_GET_ITEM(cache, 1), EXTENSIONS, SUFFIX); /* does not return but by an exception */
+	/* Does not return but by an exception. */
+	PyObject_CallFunction(main, "sOOss", file, PyTuple_GET_ITEM(head, 1), cache, EXTENSIONS, SUFFIX);
 	if (PyErr_ExceptionMatches(PyExc_KeyboardInterrupt)) {
 		signal(SIGINT, SIG_DFL);
 		raise(SIGINT);

@@ -43,7 +43,7 @@
 	"a[:4] = [a[1]]\n"                                                                                             \
 	"p += [x for x in (home, packages) if x not in p]\n"
 
-/* The cache is runtime/start.py's, and holds its code too. */
+/* The cache is runtime/start.py's, and holds its code too; 2 is the number of its format: an older one may lie there. */
 #define TAIL                                                                                                           \
 	"cache += sys.implementation.cache_tag\n"                                                                      \
 	"try:\n"                                                                                                       \
@@ -51,24 +51,24 @@
 	"  f.seek(-8, 2)\n"                                                                                            \
 	"  n = int.from_bytes(f.read(), 'little')\n"                                                                   \
 	"  f.seek(-n - 8, 2)\n"                                                                                        \
-	"  code, entries = marshal.loads(f.read(n))\n"                                                                 \
+	"  code, table = marshal.loads(f.read(n))\n"                                                                   \
 	" exec(code)\n"                                                                                                \
 	"except (OSError, ValueError, EOFError, TypeError):\n"                                                         \
-	" entries = []\n"                                                                                              \
+	" table = None\n"                                                                                              \
 	" p.insert(0, home)\n"                                                                                         \
 	" import pycontain\n"                                                                                          \
 	" del p[0]\n"                                                                                                  \
 	" from pycontain.runtime.start import main\n"                                                                  \
-	"main(cache, entries)\n"
+	"main(cache, table)\n"
 
 /*
  * A verb ends before the collector could find anything, and its rounds over what imports have made cost 0.4 ms of
  * a start of the OCI command, and 10 ms of the user's. What goes on for long (logs -f) is still collected.
  */
 static const char RUNTIME[] = HEAD "gc.disable()\n"
-				   "cache = home + '/pycontain/runtime/__pycache__/start.'\n" TAIL;
+				   "cache = home + '/pycontain/runtime/__pycache__/start.2.'\n" TAIL;
 static const char ENGINE[] = HEAD "gc.set_threshold(50000, 20, 20)\n"
-				  "cache = home + '/pycontain/__pycache__/start.'\n" TAIL;
+				  "cache = home + '/pycontain/__pycache__/start.2.'\n" TAIL;
 
 static const char *name = "pycontain";
 

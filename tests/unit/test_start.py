@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import marshal
 import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 
+from pycontain.runtime import start
 from tests.runtime_tools import REPOSITORY
 from tests.unit.test_import_budget import code
 
@@ -18,7 +21,7 @@ CODE = """
 import os, posix, json, sys
 real = posix._exit
 def report(status):
-    found = {n: "start" if getattr(m.__spec__.loader, "__name__", "") == "Finder" else "file"
+    found = {n: "start" if type(m.__spec__.loader).__name__ == "SimpleNamespace" else "file"
              for n, m in sys.modules.items() if n.split(".")[0] == "pycontain" and n != "pycontain.runtime.start"}
     print(json.dumps(found), file=sys.stderr, flush=True)
     real(status)
@@ -42,13 +45,15 @@ def command(home: Path, *arguments: str, which: str = "RUNTIME") -> list[str]:
 
 def loaders(home: Path, *arguments: str, which: str = "RUNTIME") -> dict[str, str]:
     words = command(home, *arguments, which=which)
-    done = subprocess.run(words, capture_output=True, text=True, timeout=30, stdin=subprocess.DEVNULL)
-    found: dict[str, str] = json.loads(done.stderr.splitlines()[-1])
+    with tempfile.TemporaryFile() as said:  # a container that stays would keep a pipe open
+        subprocess.run(words, stdin=subprocess.DEVNULL, stdout=said, stderr=said, timeout=30)
+        said.seek(0)
+        found: dict[str, str] = json.loads(said.read().splitlines()[-1])
     return found
 
 
 def cache(home: Path) -> Path:
-    return home / f"runtime/__pycache__/start.{sys.implementation.cache_tag}"
+    return home / f"runtime/__pycache__/start.2.{sys.implementation.cache_tag}"
 
 
 def test_written_once_used_and_made_anew(copy: Path) -> None:
@@ -63,6 +68,8 @@ def test_written_once_used_and_made_anew(copy: Path) -> None:
     source.write_text(source.read_text().replace('VERSION = "0.1.0"', 'VERSION = "9.9.9"'))
     changed = subprocess.run(command(copy, "--version"), capture_output=True, text=True, timeout=30)
     assert "version 9.9.9" in changed.stdout
+    assert not cache(copy).exists()
+    assert set(loaders(copy, "--version").values()) == {"file"}
     assert set(loaders(copy, "--version").values()) == {"start"}
 
 
@@ -92,21 +99,41 @@ def test_the_users_command_has_a_cache_of_its_own(copy: Path) -> None:
     source.write_text(source.read_text().replace('"0.1.0"', '"9.9.9"'))
     words = command(copy, "--version", which="ENGINE")
     assert subprocess.run(words, capture_output=True, text=True, timeout=30).stdout == "pycontain 9.9.9\n"
+    assert set(loaders(copy, "--version", which="ENGINE").values()) == {"file"}
     assert set(loaders(copy, "--version", which="ENGINE").values()) == {"start"}
 
 
 @pytest.mark.needs("root")
-def test_the_list_is_what_a_run_loads(copy: Path, tmp_path: Path) -> None:
-    from pycontain.runtime.start import MODULES
+def test_the_lists_are_what_the_verbs_load(copy: Path, tmp_path: Path) -> None:
     from tests.runtime_tools import make_rootfs, write_bundle
 
-    bundle = write_bundle(tmp_path / "bundle", make_rootfs(tmp_path / "rootfs"), "true")
-    arguments = ["--root", str(tmp_path / "state"), "run", "-b", str(bundle), "t-start"]
+    bundle = write_bundle(tmp_path / "bundle", make_rootfs(tmp_path / "rootfs"), "sleep", "1000")
     shutil.copytree(REPOSITORY / "runtime/init", copy / "runtime/init", dirs_exist_ok=True)
-    loaders(copy, *arguments)
-    found = loaders(copy, *arguments)
-    kernel = "pycontain.runtime.kernel."
-    backend = {kernel + name for name in ("cgroup_v1", "cgroup_v2", "device_filter")}
-    assert set(found) - backend == set(MODULES) - backend
-    assert {loader for name, loader in found.items() if name not in backend} == {"start"}
+    backend = {f"pycontain.runtime.kernel.{name}" for name in ("cgroup_v1", "cgroup_v2", "device_filter")}
+    state, id = str(tmp_path / "state"), "t-start"
+    verbs = {
+        "create": ("-b", str(bundle), id), "start": (id,), "exec": (id, "true"), "delete": ("--force", id),
+        "run": ("-b", str(write_bundle(tmp_path / "short", tmp_path / "rootfs", "true")), id),
+    }  # fmt: skip
+    loaders(copy, "--version")
+    try:
+        for verb, arguments in verbs.items():
+            found = loaders(copy, "--root", state, verb, *arguments)
+            assert set(found) - backend == set(start.VERBS[verb]), verb
+            assert {loader for name, loader in found.items() if name not in backend} == {"start"}
+    finally:
+        loaders(copy, "--root", state, "delete", "--force", id)
     assert os.listdir(tmp_path / "state") == []
+
+
+def test_what_another_took_the_place_of_is_not_read_from(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A command goes on for long and imports something late, when the package was replaced meanwhile."""
+    loaders(copy, "--version")
+    data = cache(copy).read_bytes()
+    _, table = marshal.loads(data[-8 - int.from_bytes(data[-8:], "little") : -8])  # noqa: S302
+    monkeypatch.setattr(start, "_cache", str(cache(copy)))
+    monkeypatch.setattr(start, "_table", table)
+    assert "pycontain.runtime.hooks" in start._read(table[4])
+    (copy / "other").write_bytes(bytes(8) + data[8:])
+    (copy / "other").replace(cache(copy))
+    assert start._read(table[4]) is None

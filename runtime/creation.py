@@ -170,6 +170,9 @@ def create(
 
         config, cgroup, resources, facts = _rootless.prepare(config, id, compulsory=rootless is False, cgroup=given)
     path = cgroup.path if cgroup.directories else ""
+    # Where nobody has anything to do in between, init need not wait for us.
+    ahead = not (listen or config.get("hooks") or lease or launcher or pid_file or pidfd_socket or notify)
+    beside = ahead and facts is None and manager is None
     rootfs = rootfs or rootfs_of(config, bundle)
     keyring = None if no_new_keyring else f"_ses.{id}"
     machine = None
@@ -199,6 +202,7 @@ def create(
             keyring=keyring,
             reap=reap,
             facts=facts,
+            beside=beside,
         )
     fields = {
         "ociVersion": OCI_VERSION,
@@ -252,7 +256,9 @@ def create(
         finally:
             for fd in cgroup_fds:
                 os.close(fd)
-        # While init clones; its child does nothing before "go".
+        if beside and machine is None and not (p.uid_maps or p.net_devices):
+            process.go_soon(b"{}")
+        # While init clones; its child does nothing before "go", and no program runs before "start".
         try:
             cgroup.apply(resources)
         finally:
@@ -294,8 +300,6 @@ def create(
         if machine is not None:
             machine.boot(process, container, inside)
         else:
-            # Where nobody has anything to do in between, init need not wait for us.
-            ahead = not (listen or hooks or lease or launcher or pid_file or pidfd_socket or notify)
             process.go(inside, start_too=ahead)
         if moved is not None:
             moved.done()

@@ -90,6 +90,8 @@ class Process:
         self.channel = fd
         self._stage0 = stage0
         self._started = False
+        self._went = False
+        self._early: tuple[int, bytes] | None = None
         self._seconds = 0.0
 
     @property
@@ -101,14 +103,19 @@ class Process:
         # Killed between clone and message, stage 0 leaves a child that waits for us: hence a limit.
         if not self._seconds:
             _timeout(self.channel, _UNSHARED_SECONDS)
-        payload = self._expect(channel.UNSHARED)
+        message = self._next()
+        if self._went and message is not None and message[0] in (channel.READY, channel.FAILED):
+            self._early = message  # the first process was faster than its maker with the word of it
+            message = self._next() or message
+        payload = self._checked(message, channel.UNSHARED)
         if not self._seconds:
             _timeout(self.channel, 0)
         pid = int.from_bytes(payload[:8], "little")
         if len(payload) != 4 or not 0 < pid <= _PID_MAX:
             raise channel.Nonsense(f"init sent nonsense: found process {pid}")
         self.pid = self.pid or pid
-        self._reap_stage0()
+        if not self._went:
+            self._stage0_done()
         return pid
 
     def takes(self, plan: Callable[[], Plan], seconds: float) -> None:
@@ -117,9 +124,16 @@ class Process:
         self._seconds = seconds
         _timeout(self.channel, seconds)
 
+    def go_soon(self, state: bytes) -> None:
+        """Before ``unshared``: let init make the container as soon as it is cloned. ``go`` has to follow."""
+        self._send(channel.GO, state)
+        self._went = True
+
     def go(self, state: bytes, *, start_too: bool = False) -> None:
         """Let init make the container; returns when it is ready. ``start_too``: and let the program run after that."""
-        self._send(channel.GO, state)
+        if not self._went:
+            self._send(channel.GO, state)
+        self._stage0_done()
         if start_too:
             self.start(state)
         self._expect(channel.READY)
@@ -177,6 +191,12 @@ class Process:
             raise self._silent() from None
 
     def _receive(self) -> tuple[int, bytes] | None:
+        if self._early is not None:
+            early, self._early = self._early, None
+            return early
+        return self._next()
+
+    def _next(self) -> tuple[int, bytes] | None:
         try:
             return channel.receive(self.channel)
         except BlockingIOError:
@@ -188,7 +208,9 @@ class Process:
         )
 
     def _expect(self, kind: int) -> bytes:
-        message = self._receive()
+        return self._checked(self._receive(), kind)
+
+    def _checked(self, message: tuple[int, bytes] | None, kind: int) -> bytes:
         if message is None:
             raise channel.ChannelClosed(f"init ended before it said {channel.NAMES[kind]!r} (was it killed?)")
         if message[0] != kind:
@@ -200,10 +222,22 @@ class Process:
             return channel.Nonsense(f"init sent nonsense: found message {channel.NAMES[message[0]]!r} out of order")
         return failure(self.plan, message[1])
 
-    def _reap_stage0(self) -> None:
-        if self._stage0:
-            os.waitpid(self._stage0, 0)
-            self._stage0 = 0
+    def _stage0_done(self) -> None:
+        """No program runs before stage 0 has done what it does beside the first process, such as the device filter."""
+        status = self._reap_stage0()
+        if status and status > 0:  # it has said why, perhaps behind what the first process said
+            message = self._receive()
+            if message is not None and message[0] == channel.READY:
+                message = self._receive()
+            if message is not None:
+                raise self._failure(message)
+        if status:
+            raise channel.ChannelClosed("init ended before it had done its part (was it killed?)")
+
+    def _reap_stage0(self) -> int:
+        """Its exit status, or minus the signal that killed it; 0 too where there is none of ours."""
+        pid, self._stage0 = self._stage0, 0
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) if pid else 0
 
     def close(self) -> None:
         if self.channel >= 0:

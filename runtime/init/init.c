@@ -57,6 +57,8 @@ static int channel = -1;      /* the dialogue with Python */
 static int procfs = -1;       /* our own procfs, attached nowhere */
 static uint32_t op_index;     /* what "failed" reports */
 static uint64_t skip;         /* operations that are another process's */
+static uint64_t beside;       /* operations behind the clone that are stage 0's */
+static uint64_t left;         /* operations until stage 0 ends, and this one; 0: it does not know yet */
 static char state[MESSAGE_MAX_BYTES];     /* the container's state, for the hooks: payload of go and start */
 static uint32_t state_bytes;
 
@@ -202,10 +204,12 @@ static void op_clone(struct cursor *a)
 		args.cgroup = cgroup;
 	}
 	uint32_t pid = TRY(syscall(SYS_clone3, &args, sizeof args));
-	if (pid == 0)
+	if (pid == 0) {
+		skip = beside;
 		return;
+	}
 	send_message(MSG_unshared, &pid, 4);
-	_exit(0);
+	left = beside + 1;
 }
 
 static void op_loopback(void)
@@ -378,6 +382,7 @@ static void carry_out(uint32_t code, struct cursor *a)
 	case OP_unshare: TRY(unshare(u_(a))); break;
 	case OP_write: op_write(a); break;
 	case OP_device_filter: op_device_filter(a); break;
+	case OP_beside: beside = u_(a); break;
 	case OP_clone: op_clone(a); break;
 	/* One thread that moves itself through v1's "tasks" takes no lock over all thread groups. */
 	case OP_join: TRY(write(u_(a), "0", 1)); break;
@@ -506,6 +511,8 @@ static int obey(unsigned base, unsigned count)
 			skip--;
 		else
 			carry_out(code, &args);
+		if (left && --left == 0)
+			_exit(0);
 	}
 	return 0;
 }

@@ -86,7 +86,8 @@
 	OP(91, seccomp_notify, "bu")    \
 	OP(100, dumpable, "u")          \
 	OP(102, host_procfs, "")        \
-	OP(110, find, "ssl")
+	OP(110, find, "ssl")            \
+	OP(111, beside, "u")
 
 /* The channel: u32 type, u32 bytes, payload. */
 #define MESSAGES(MSG)                                                    \

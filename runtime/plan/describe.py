@@ -76,6 +76,7 @@ WORDS = {
     "personality": "set personality {0:#x}",
     "read": "read {0}",
     "find": "find {0}",
+    "beside": "let stage 0 carry out the {0} operations behind the clone, beside the first process",
     "exec": "execute {0}",
     "enter_root": "take / as root file system",
     "dup": "make descriptor {0} descriptor {1}",

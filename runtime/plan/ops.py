@@ -97,6 +97,7 @@ TABLE = {
     "dumpable": (100, "u"),
     "host_procfs": (102, ""),
     "find": (110, "ssl"),
+    "beside": (111, "u"),
 }
 
 

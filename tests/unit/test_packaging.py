@@ -116,7 +116,7 @@ def test_the_oci_command_has_its_interpreter_in_it(installed: Path) -> None:
     """It executes no other program and reads no module of the standard library, once its cache is there."""
     command = installed / "bin" / "pycontain-runtime"
     python = f"/{PYTHON}"
-    cached = next(installed.glob("lib/*/site-packages/pycontain/runtime")) / "__pycache__" / f"start.{TAG}"
+    cached = next(installed.glob("lib/*/site-packages/pycontain/runtime")) / "__pycache__" / f"start.2.{TAG}"
     cached.unlink(missing_ok=True)
     first, executed = calls("execve", command, "--version")
     assert first.startswith("pycontain-runtime version ")
@@ -130,7 +130,7 @@ def test_the_oci_command_has_its_interpreter_in_it(installed: Path) -> None:
 @pytest.mark.parametrize("damage", [b"", b"\0", b"nonsense", b"\xff" * 1000])
 def test_a_damaged_cache_is_made_anew_by_the_ordinary_interpreter(installed: Path, damage: bytes) -> None:
     command = installed / "bin" / "pycontain-runtime"
-    cached = next(installed.glob("lib/*/site-packages/pycontain/runtime")) / "__pycache__" / f"start.{TAG}"
+    cached = next(installed.glob("lib/*/site-packages/pycontain/runtime")) / "__pycache__" / f"start.2.{TAG}"
     wanted = calls("execve", command, "--version")[0]
     cached.write_bytes(damage)
     assert calls("execve", command, "--version")[0] == wanted
@@ -158,7 +158,8 @@ def _state(root, options, words):
     command = installed / "bin" / "pycontain-runtime"
     try:
         verbs.write_text(text + late)
-        subprocess.run([command, "--version"], check=True, capture_output=True, timeout=20)
+        for arguments in ("--help", "--version"):  # one finds the cache stale, the next makes it anew
+            subprocess.run([command, arguments], check=True, capture_output=True, timeout=20)
         done = subprocess.run([command, "--debug", "state", "é"], capture_output=True, text=True, timeout=20)
     finally:
         verbs.write_text(text)

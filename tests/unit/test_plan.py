@@ -82,6 +82,14 @@ def test_the_example_on_v2() -> None:
     assert encode(ops)
 
 
+def test_the_device_filter_beside_the_first_process() -> None:
+    before = planned(into=True, joins=1, device_program=b"\0" * 8)
+    assert names(before)[:3] == ["device_filter", "clone", "join"]
+    beside = planned(into=True, joins=1, device_program=b"\0" * 8, beside=True)
+    assert beside == [("beside", 1), before[1], before[0], *before[2:]]
+    assert "beside" not in names(planned(joins=1, beside=True))
+
+
 def test_joins_on_a_hybrid_host() -> None:
     ops = planned(HYBRID, into=True, joins=3)
     assert ops[0][0::2] == ("clone", 5)

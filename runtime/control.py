@@ -40,8 +40,7 @@ def cgroup_of(container: Container) -> Cgroup:
 
 def start(id: str, *, root: str) -> None:
     """Let a created container's program run. Raises Conflict, NotFound; KernelError with exit_code 126 or 127."""
-    import _socket
-
+    from pycontain.runtime import sockets
     from pycontain.runtime.namespaces import Process
 
     with Container.open(root, id) as container:
@@ -49,9 +48,8 @@ def start(id: str, *, root: str) -> None:
         if container.fields.get("no_process"):  # runtime.md, "Start"; the container stays as it is
             raise SpecError("$.process", "found nothing, wanted the process to run")
         directory = os.open(container.directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        client = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)
         try:
-            client.connect(f"/proc/self/fd/{directory}/control.sock")
+            client = sockets.connect(f"/proc/self/fd/{directory}/control.sock")
         except OSError as error:
             # It took a start before, and whoever sent that was killed before the state was written.
             container.transition("start")
@@ -64,7 +62,7 @@ def start(id: str, *, root: str) -> None:
 
             return plan_again(container)
 
-        process = Process(plan, 0, client.detach())
+        process = Process(plan, 0, client)
         if "machine" in container.fields:
             from pycontain.runtime.vm.port import START_SECONDS
 

@@ -7,10 +7,9 @@ mounts live in the container's own namespace only.
 
 from __future__ import annotations
 
-import _socket
 import posix as os
 
-from pycontain.runtime import namespaces, spec
+from pycontain.runtime import namespaces, sockets, spec
 from pycontain.runtime.control import cgroup_of, started
 from pycontain.runtime.errors import KernelError, NotFound, PycontainError, SpecError, Unsupported
 from pycontain.runtime.jsontext import dump, parse
@@ -384,10 +383,8 @@ def _listen(path: str) -> int:
     """A listening socket in the state directory, which only root can enter; by descriptor, as paths may be long."""
     directory = os.open(path.rsplit("/", 1)[0], os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        server = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)
-        server.bind(f"/proc/self/fd/{directory}/control.sock")
-        server.listen(1)
-        return server.detach()
+        server: int = sockets.listen(f"/proc/self/fd/{directory}/control.sock")
+        return server
     finally:
         os.close(directory)
 

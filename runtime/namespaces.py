@@ -6,12 +6,11 @@ handlers: safe in a host with threads.
 
 from __future__ import annotations
 
-import _socket
 import posix as os
 from errno import EACCES, EINVAL
 from fcntl import F_ADD_SEALS, F_DUPFD_CLOEXEC, F_SEAL_GROW, F_SEAL_SEAL, F_SEAL_SHRINK, F_SEAL_WRITE, fcntl
 
-from pycontain.runtime import channel
+from pycontain.runtime import channel, sockets
 from pycontain.runtime.errors import KernelError, NotFound, PycontainError, errno_text
 
 TYPE_CHECKING = False
@@ -102,14 +101,14 @@ class Process:
         """Waits until the first process exists; its pid."""
         # Killed between clone and message, stage 0 leaves a child that waits for us: hence a limit.
         if not self._seconds:
-            _timeout(self.channel, _UNSHARED_SECONDS)
+            sockets.timeout(self.channel, _UNSHARED_SECONDS)
         message = self._next()
         if self._went and message is not None and message[0] in (channel.READY, channel.FAILED):
             self._early = message  # the first process was faster than its maker with the word of it
             message = self._next() or message
         payload = self._checked(message, channel.UNSHARED)
         if not self._seconds:
-            _timeout(self.channel, 0)
+            sockets.timeout(self.channel, 0)
         pid = int.from_bytes(payload[:8], "little")
         if len(payload) != 4 or not 0 < pid <= _PID_MAX:
             raise channel.Nonsense(f"init sent nonsense: found process {pid}")
@@ -122,7 +121,7 @@ class Process:
         """From here on it is a guest, behind a stand-in, that speaks, about its plan: in time, for each word."""
         self._plan = plan
         self._seconds = seconds
-        _timeout(self.channel, seconds)
+        sockets.timeout(self.channel, seconds)
 
     def go_soon(self, state: bytes) -> None:
         """Before ``unshared``: let init make the container as soon as it is cloned. ``go`` has to follow."""
@@ -246,18 +245,6 @@ class Process:
             self._reap_stage0()
 
 
-def _timeout(fd: int, seconds: float) -> None:
-    """How long one read or write may take (socket(7)); 0: without end."""
-    sock = _socket.socket(fileno=fd)
-    try:
-        micros = int(seconds * 1_000_000)
-        timeval = (micros // 1_000_000).to_bytes(8, "little") + (micros % 1_000_000).to_bytes(8, "little")
-        sock.setsockopt(_socket.SOL_SOCKET, _socket.SO_RCVTIMEO, timeval)
-        sock.setsockopt(_socket.SOL_SOCKET, _socket.SO_SNDTIMEO, timeval)
-    finally:
-        sock.detach()
-
-
 def failure(plan: Plan, payload: bytes) -> PycontainError:
     """A FAILED message as an error: what was tried, on what, and what the kernel said."""
     index, number, detail = channel.failure(payload)
@@ -319,8 +306,7 @@ def launch(
         program = init_program()
         opened.append(program)
         opened.append(sealed_memfd("pycontain-plan", encode(plan.ops)))
-        ours_socket, theirs_socket = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_STREAM, 0)
-        ours, theirs = ours_socket.detach(), theirs_socket.detach()
+        ours, theirs = sockets.pair()
         files = []
         for path in plan.files:
             if isinstance(path, int):

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 _ALL = ("pycontain", "pycontain.runtime", "pycontain.runtime.errors", "pycontain.runtime.main")
 _STATE = (*_ALL, "pycontain.runtime.paths", "pycontain.runtime.jsontext", "pycontain.runtime.state")
 _CGROUP = ("pycontain.runtime.kernel", "pycontain.runtime.kernel.cgroup")
-_DIALOGUE = ("pycontain.runtime.channel", "pycontain.runtime.namespaces")
+_DIALOGUE = ("pycontain.runtime.channel", "pycontain.runtime.sockets", "pycontain.runtime.namespaces")
 # What ``pycontain-runtime run`` imports, each after what it needs.
 MODULES = (
     *_STATE, *_CGROUP, "pycontain.runtime.control", *_DIALOGUE, "pycontain.runtime.spec", "pycontain.runtime.plan",

@@ -24,10 +24,15 @@
 #include <limits.h>
 #include <signal.h>
 #include <sys/mman.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/time.h>
+#include <sys/un.h>
 #include <unistd.h>
 
 #include "embedded.h"
+#include "embedded_json.h"
+#include "embedded_sockets.h"
 
 #ifndef MADV_POPULATE_WRITE
 #define MADV_POPULATE_WRITE 23
@@ -81,6 +86,11 @@ static PyObject *complete(PyObject *self, PyObject *none)
 static PyMethodDef functions[] = {
 	{ "complete", complete, METH_NOARGS, "Make the rest of the interpreter." },
 	{ "ordinary", ordinary, METH_NOARGS, "Become the python that was not embedded, from the start." },
+	{ "json", json_plain, METH_O, "The value of a JSON text, or NotImplemented." },
+	{ "pair", socket_pair, METH_NOARGS, "Two connected sockets." },
+	{ "listen", socket_listen, METH_O, "A socket that listens at the path." },
+	{ "connect", socket_connect, METH_O, "A socket that is connected to who listens at the path." },
+	{ "timeout", socket_timeout, METH_VARARGS, "How many seconds one read or write may take." },
 	{ NULL, NULL, 0, NULL },
 };
 static struct PyModuleDef module = { PyModuleDef_HEAD_INIT, .m_name = "_launcher", .m_size = -1, .m_methods = functions };

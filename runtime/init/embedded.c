@@ -34,10 +34,6 @@
 #include "embedded_json.h"
 #include "embedded_sockets.h"
 
-#ifndef MADV_POPULATE_WRITE
-#define MADV_POPULATE_WRITE 23
-#endif
-
 const int embedded_minor = PY_MINOR_VERSION;
 
 extern int _PySignal_Init(int install_signal_handlers);
@@ -48,7 +44,7 @@ extern int _PySignal_Init(int install_signal_handlers);
  * even read) until the interpreter is completed. setup.py has the linker let us in between (ld(1), --wrap).
  */
 #ifdef LAZY_FROZEN
-extern PyObject *_Py_get_importlib__bootstrap_toplevel(void), *_Py_get_frozen_only_toplevel(void);
+extern PyObject *_Py_get_importlib__bootstrap_toplevel(void);
 extern int _PyStaticCode_InternStrings(PyCodeObject *code);
 extern int __real__Py_Deepfreeze_Init(void);
 int __wrap__Py_Deepfreeze_Init(void);
@@ -135,42 +131,14 @@ static void add_path(PyConfig *config, const char *directory)
 	PyMem_RawFree(wide);
 }
 
-static void populate(const char *from, const char *to)
-{
-	uintptr_t first = (uintptr_t)from & -(uintptr_t)4096;
-
-	if ((uintptr_t)to > first)
-		madvise((void *)first, (uintptr_t)to - first, MADV_POPULATE_WRITE);
-}
-
-/* libpython writes to most pages of its data as it starts: in one go, not a fault for each (0.3 ms). Linux 5.14; it is no
- * matter where there is no such call. Not what is not written to: frozen modules, and what begins as nothing. */
-static void prefault(void)
-{
-	extern char __data_start[], _edata[];
-	const char *first = __data_start, *last = __data_start;
-
-#ifdef LAZY_FROZEN
-	/* They lie one after the other, the first or the last of them first. */
-	first = (const char *)_Py_get_frozen_only_toplevel(), last = (const char *)_Py_get_importlib__bootstrap_toplevel();
-	if (first > last) {
-		const char *other = first;
-		first = last, last = other;
-	}
-#endif
-	populate(__data_start, first);
-	populate(last, _edata);
-}
-
 static int start(int argc, char **argv, const char *home, const char *packages, const char *python)
 {
 	PyPreConfig before;
 	PyConfig config;
 	PyStatus status;
 
-	prefault();
 #ifdef LAZY_FROZEN
-	_PyRuntime._main_interpreter.gc.enabled = 0;
+	_PyRuntime._main_interpreter.gc.enabled = 0; /* while it starts, too */
 #endif
 	PyPreConfig_InitIsolatedConfig(&before);
 	before.utf8_mode = 1;
@@ -218,6 +186,7 @@ void embedded(int argc, char **argv, const char *home, const char *packages, con
 {
 	PyObject *cache, *head, *names, *main;
 	char file[PATH_MAX];
+	int interrupted;
 
 	become_ordinary = otherwise;
 	if (snprintf(file, sizeof file, "%s/pycontain/runtime/__pycache__/start.2.cpython-3%d", home, PY_MINOR_VERSION) >=
@@ -234,11 +203,12 @@ void embedded(int argc, char **argv, const char *home, const char *packages, con
 	PyGC_Disable(); /* as in launcher.c */
 	/* Does not return but by an exception. */
 	PyObject_CallFunction(main, "sOOss", file, PyTuple_GET_ITEM(head, 1), cache, EXTENSIONS, SUFFIX);
-	if (PyErr_ExceptionMatches(PyExc_KeyboardInterrupt)) {
+	interrupted = PyErr_ExceptionMatches(PyExc_KeyboardInterrupt);
+	PyErr_Print();
+	if (interrupted) {
 		signal(SIGINT, SIG_DFL);
 		raise(SIGINT);
 	}
-	PyErr_Print();
 	Py_FinalizeEx(); /* for what is in the buffers of the standard streams */
 	_exit(1);
 }

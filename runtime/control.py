@@ -221,6 +221,8 @@ def _destroy(container: Container, status: str = "running") -> None:
 
 def _wait_gone(container: Container) -> None:
     """A killed pid 1 lingers until its namespace is empty; bounded, and none of our business after that."""
+    if not container.alive():
+        return
     from time import monotonic, sleep
 
     deadline = monotonic() + 5

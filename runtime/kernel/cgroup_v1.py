@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import posix as os
 from errno import EBUSY, EINVAL
-from time import monotonic, sleep
 
 from pycontain.runtime.errors import KernelError, Unsupported
 from pycontain.runtime.kernel.cgroup import (
@@ -167,6 +166,8 @@ class CgroupV1(Cgroup):
         if directory is None:
             raise Unsupported(f"freeze cgroup {self.path}: this host has no freezer controller")
         wanted = "FROZEN" if frozen else "THAWED"
+        from time import monotonic, sleep
+
         deadline = monotonic() + FREEZE_SECONDS
         pause = 0.0005
         try:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import posix as os
 from errno import EBUSY, EINVAL
-from time import monotonic, sleep
 
 from pycontain.runtime.errors import KernelError, SpecError, Unsupported
 from pycontain.runtime.kernel.cgroup import (
@@ -175,6 +174,8 @@ class CgroupV2(Cgroup):
 
     def freeze(self, frozen: bool) -> None:
         file, wanted = f"{self.at}/cgroup.freeze", int(frozen)
+        from time import monotonic, sleep
+
         deadline = monotonic() + FREEZE_SECONDS
         pause = 0.0005
         try:

@@ -108,22 +108,22 @@ def encode(ops: Sequence[Op]) -> bytes:
         code, signature = TABLE[op[0]]
         if len(op) != len(signature) + 1:
             raise ValueError(f"operation {op[0]} takes {len(signature)} arguments, not {len(op) - 1}")
-        start = len(body)
-        body += code.to_bytes(4, "little") + b"\0\0\0\0"
+        parts: list[bytes] = []
         for kind, value in zip(signature, op[1:]):
             if kind == "u":
-                body += (value & NO_FD).to_bytes(8, "little")
+                parts.append((value & NO_FD).to_bytes(8, "little"))
             elif kind == "s":
-                body += _string(value, op[0])
+                parts += _string(value, op[0])
             elif kind == "b":
-                body += len(value).to_bytes(4, "little") + value
+                parts += (len(value).to_bytes(4, "little"), value)
             else:
                 if len(value) > MAX_ITEMS:
                     raise PycontainError(f"cannot {op[0]}: found {len(value)} strings, wanted at most {MAX_ITEMS}")
-                body += len(value).to_bytes(4, "little")
+                parts.append(len(value).to_bytes(4, "little"))
                 for item in value:
-                    body += _string(item, op[0])
-        body[start + 4 : start + 8] = (len(body) - start - 8).to_bytes(4, "little")
+                    parts += _string(item, op[0])
+        arguments = b"".join(parts)
+        body += code.to_bytes(4, "little") + len(arguments).to_bytes(4, "little") + arguments
         if len(body) > MAX_BYTES - 16:
             raise PycontainError(
                 f"the plan is too large: found more than {MAX_BYTES} bytes of arguments and environment"
@@ -132,8 +132,8 @@ def encode(ops: Sequence[Op]) -> bytes:
     return head + (len(body) + 16).to_bytes(4, "little") + bytes(body)
 
 
-def _string(value: str, name: str) -> bytes:
+def _string(value: str, name: str) -> tuple[bytes, bytes, bytes]:
     data = value.encode("utf-8", "surrogateescape")
-    if b"\0" in data:
+    if 0 in data:
         raise PycontainError(f"cannot {name} {value!r}: found a NUL character")
-    return len(data).to_bytes(4, "little") + data + b"\0"
+    return len(data).to_bytes(4, "little"), data, b"\0"

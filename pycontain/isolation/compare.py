@@ -8,7 +8,8 @@ The rules, of which each is the same with the runs swapped:
 - Any other figure agrees if the intervals overlap, or if the medians differ by no more than TOLERANCE of the smaller
   one; FEW_TOLERANCE where an interval stands on so few values that it does not reach 95 %.
 - A figure that has no better side can differ, and is never worse.
-- A figure that rests on a single value has no interval, and is not compared unless it is such a count.
+- A figure of fewer than FEWEST values is not compared unless it is such a count: two pairs of values of the same thing
+  lie apart by chance in one case of three.
 - A measure that failed in the new run and had not in the old one is a regression.
 - Figures of different variants of a workload are not compared, and nothing is where only one run has it.
 """
@@ -28,6 +29,7 @@ from pycontain.isolation.units import shown
 EXACT_UP_TO = 500
 TOLERANCE = 0.10
 FEW_TOLERANCE = 0.50
+FEWEST = 3
 LINES = 20  # of each kind, in a text
 
 Direction = Literal["worse", "better", "differs"]
@@ -103,17 +105,28 @@ class Failure:
         return f"{self.level}: {shown(self.measure)}: {word}: {shown(self.why)}"
 
 
+@dataclass(frozen=True, slots=True)
+class Uncompared:
+    """Something that could not be compared, and why."""
+
+    what: str
+    why: str
+
+    def __str__(self) -> str:
+        return f"{self.what}: {self.why}"
+
+
 @dataclass(slots=True)
 class Comparison:
     """``facts``: those that differ, with both values. ``changes``: all that does not agree. ``agreed``: how many
-    outcomes and figures do. ``uncompared``: what could not be compared, and why."""
+    outcomes and figures do."""
 
     old: Results
     new: Results
     facts: list[tuple[str, str, str]] = field(default_factory=list)
     changes: list[Turn | Shift | Failure] = field(default_factory=list)
     agreed: int = 0
-    uncompared: list[str] = field(default_factory=list)
+    uncompared: list[Uncompared] = field(default_factory=list)
 
     @property
     def regressions(self) -> list[Turn | Shift | Failure]:
@@ -142,7 +155,7 @@ class Comparison:
                 lines += _few([str(change) for change in changes])
         if self.uncompared:
             lines.append(f"not compared ({len(self.uncompared)}):")
-            lines += _few(self.uncompared, 6)
+            lines += _few(_by_reason(self.uncompared))
         counts = [(len(self.regressions), "worse"), (len(self.improvements), "better"), (len(others), "different")]
         lines.append("; ".join([f"{self.agreed} agree", *(f"{count} {word}" for count, word in counts)]))
         return "\n".join(lines) + "\n"
@@ -158,7 +171,7 @@ def compare(old: Results, new: Results) -> Comparison:
             _figures(made, name)
             _failures(made, name)
         elif not all(why):
-            made.uncompared.append(f"{name}: {f'old run: {why[0]}' if why[0] else f'new run: {why[1]}'}")
+            made.uncompared.append(Uncompared(name, f"old run: {why[0]}" if why[0] else f"new run: {why[1]}"))
     _controls(made)
     return made
 
@@ -183,7 +196,8 @@ def _outcomes(made: Comparison, level: str) -> None:
             else:
                 made.changes.append(Turn(level, claim, old, new))
         elif old is not None or new is not None:
-            made.uncompared.append(f"{level}: {shown(claim.title)}: only the {'old' if old else 'new'} run has it")
+            why = f"only the {'old' if old else 'new'} run has it"
+            made.uncompared.append(Uncompared(f"{level}: {shown(claim.title)}", why))
 
 
 def _figures(made: Comparison, level: str) -> None:
@@ -193,16 +207,17 @@ def _figures(made: Comparison, level: str) -> None:
         old, new = made.old.figure(level, quantity.name), made.new.figure(level, quantity.name)
         if old is None or new is None:
             if old is not None or new is not None:
-                made.uncompared.append(f"{level}: {title}: only the {'old' if old else 'new'} run has it")
+                why = f"only the {'old' if old else 'new'} run has it"
+                made.uncompared.append(Uncompared(f"{level}: {title}", why))
             continue
         before = made.old.quantities[quantity.name]
         if old.detail != new.detail or before.unit != quantity.unit:
             sides = [shown(f"{one.detail} {unit}".strip()) for one, unit in ((old, before.unit), (new, quantity.unit))]
-            made.uncompared.append(f"{level}: {title}: variants differ: {sides[0]}, {sides[1]}")
+            made.uncompared.append(Uncompared(f"{level}: {title}", f"variants differ: {sides[0]}, {sides[1]}"))
             continue
         exact = quantity.name in surface and _steady(old) and _steady(new)
-        if min(old.n, new.n) < 2 and not exact:
-            made.uncompared.append(f"{level}: {title}: a single value in one of the runs")
+        if min(old.n, new.n) < FEWEST and not exact:
+            made.uncompared.append(Uncompared(f"{level}: {title}", f"fewer than {FEWEST} values in one of the runs"))
             continue
         if agrees(old, new, exact):
             made.agreed += 1
@@ -258,8 +273,8 @@ def _controls(made: Comparison) -> None:
         for claim in results.claims.values():
             here, there = results.outcome(OPENED, claim.name), other.outcome(OPENED, claim.name)
             if here and there and here.verdict == "held" != there.verdict:
-                title = shown(claim.title)
-                made.uncompared.append(f"control: {title}: in the {word} run the attack fails without any defence")
+                why = f"in the {word} run the attack fails without any defence"
+                made.uncompared.append(Uncompared(f"control: {shown(claim.title)}", why))
 
 
 def _run(results: Results) -> str:
@@ -267,6 +282,18 @@ def _run(results: Results) -> str:
     return f"{results.path}: {shown(said).replace(chr(0xA0), ' ')}{'' if results.complete else ' (interrupted)'}"
 
 
-def _few(lines: Iterable[str], most: int = LINES) -> list[str]:
+def _by_reason(found: list[Uncompared]) -> list[str]:
+    """Each reason with what it is about, or, where that is much, with how much it is."""
+    reasons: dict[str, list[Uncompared]] = {}
+    for one in found:
+        reasons.setdefault(one.why, []).append(one)
+    return [
+        line
+        for why, those in reasons.items()
+        for line in (map(str, those) if len(those) <= 3 else [f"{len(those)} figures and outcomes: {why}"])
+    ]
+
+
+def _few(lines: Iterable[str]) -> list[str]:
     found = [f"  {line}" for line in lines]
-    return found if len(found) <= most else [*found[:most], f"  and {len(found) - most} more"]
+    return found if len(found) <= LINES else [*found[:LINES], f"  and {len(found) - LINES} more"]

@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 
 from pycontain.isolation.model import Ended
-from pycontain.runtime.errors import PycontainError
+from pycontain.runtime.errors import KernelError, PycontainError
 from pycontain.runtime.kernel.cgroup import Cgroup
 
 _MOST = 64 << 20  # bytes of output that are kept
@@ -19,7 +19,8 @@ _MOST = 64 << 20  # bytes of output that are kept
 class Child:
     """A process in a cgroup, with pipes for its output, that has not executed its program yet.
 
-    Nothing before `go` is in any figure: neither fork nor the join of the cgroup.
+    Nothing before `go` is in any figure: neither fork nor the join of the cgroup. Raises PycontainError where it
+    cannot be prepared.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class Child:
                 words.append(f"{key}={value}")
         if mounts is not None:
             passed.append(mounts)
+        self._selector = selectors.DefaultSelector()
         try:
             self.process = subprocess.Popen(
                 [probe, "enter", *words, "--", *args],
@@ -59,6 +61,11 @@ class Child:
                 pass_fds=passed,
                 env=environment or {},
             )
+        except OSError as error:
+            os.close(ready)
+            os.close(self._go)
+            self._selector.close()
+            raise KernelError(f"start {probe}", error.errno or 0) from None
         finally:
             for fd in (*fds, said, wait):
                 os.close(fd)
@@ -67,7 +74,6 @@ class Child:
         self._out, self._err = self.process.stdout.fileno(), self.process.stderr.fileno()
         self._kept: dict[int, bytearray] = {self._out: bytearray(), self._err: bytearray()}
         self._open = {self._out, self._err}
-        self._selector = selectors.DefaultSelector()
         for fd in (self._out, self._err, self._pidfd):
             os.set_blocking(fd, False)
             self._selector.register(fd, selectors.EVENT_READ)
@@ -75,7 +81,6 @@ class Child:
         self._first: float | None = None
         self._ended: float | None = None
         self._status = 0
-        self._lines = 0  # how much of the output was given away as lines
         try:
             there = select.select([ready], [], [], timeout)[0]
             if not there or not os.read(ready, 1):
@@ -100,7 +105,7 @@ class Child:
         """Take in output until the process has ended and its pipes are closed, or with ``line`` until there is one.
         False where the time is over."""
         while self._open or self._ended is None:
-            if line and b"\n" in self._kept[self._out][self._lines :]:
+            if line and b"\n" in self._kept[self._out]:
                 return True
             if self._ended is not None:  # what holds its pipes now is not the command
                 until = min(until, self._ended + 0.25)
@@ -127,7 +132,7 @@ class Child:
         return True
 
     def wait(self, timeout: float) -> Ended | None:
-        """How it ended; None where it has not after ``timeout`` seconds."""
+        """How it ended, with the output that `line` has not taken; None where it has not after ``timeout`` seconds."""
         if not self._read(time.monotonic() + timeout):
             return None
         assert self._ended is not None
@@ -139,13 +144,15 @@ class Child:
     def line(self, timeout: float) -> str:
         """The next line of its output. Raises PycontainError where none comes in time, or ever."""
         self._read(time.monotonic() + timeout, line=True)
-        text, newline, _ = self._kept[self._out][self._lines :].partition(b"\n")
-        if not newline:
+        kept = self._kept[self._out]
+        end = kept.find(b"\n")
+        if end < 0:
             said = self._kept[self._err].decode(errors="replace").strip()
             what = "ended" if self._ended is not None else f"wrote no line within {timeout:g} s"
             raise PycontainError(f"the tenant {what}" + (f": {said[-500:]}" if said else ""))
-        self._lines += len(text) + 1
-        return text.decode(errors="replace")
+        text = kept[:end].decode(errors="replace")
+        del kept[: end + 1]
+        return text
 
     def kill(self) -> None:
         if self._ended is None:

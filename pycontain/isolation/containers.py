@@ -94,7 +94,9 @@ class Contained(Running):
     def known(self) -> bool:
         """Whether the runtime still keeps something of the container."""
         root = self.runtime[self.runtime.index("--root") + 1]
-        return os.path.isdir(root) and any(name.startswith(self.id) for name in os.listdir(root))
+        return os.path.isdir(root) and any(
+            name == self.id or name.startswith((f"{self.id}.", f"{self.id}_")) for name in os.listdir(root)
+        )
 
 
 class _Opened(Contained):
@@ -182,6 +184,7 @@ class _Guest(Contained):
     def __init__(self, world: World, level: Machine, job: Job) -> None:
         super().__init__(world, level, job, mine(world), level.kind)
         self.environment["PYCONTAIN_VM_CONFIG"] = level.settings_file(world)
+        self.disk = ""
 
     def prepare(self) -> None:
         self.disk = f"{self.world.scratch(self.id)}/disk"

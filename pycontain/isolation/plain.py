@@ -9,7 +9,7 @@ from pycontain.isolation import rootfs
 from pycontain.isolation.bundle import environment, place
 from pycontain.isolation.child import Child
 from pycontain.isolation.containers import opened
-from pycontain.isolation.model import Job
+from pycontain.isolation.model import Job, Level
 from pycontain.isolation.tenants import Base, Running
 from pycontain.isolation.world import World
 from pycontain.runtime.kernel import syscalls
@@ -34,9 +34,12 @@ class _OfTheHost(Running):
 class _WithRoot(_OfTheHost):
     """The same with a root directory of its own; the binds are mounts of the world below it."""
 
-    def prepare(self) -> None:
+    def __init__(self, world: World, level: Level, job: Job) -> None:
+        super().__init__(world, level, job)
         self.root = f"{self.directory}/rootfs"
         self._mounted: list[str] = []
+
+    def prepare(self) -> None:
         os.mkdir(self.directory)
         rootfs.copy(self.world, self.root)
         # A mount of its own, so that what a tenant mounts below it in its own namespace does not come back to /run.

@@ -73,12 +73,10 @@ COLD = (
 )  # fmt: skip
 
 
-def _bind(world: World) -> Bind:
-    return Bind(writable(world, "cost"), "/data", writable=True)
-
-
 def _disk(world: World, level: Level) -> Iterator[Sample]:
-    found = ask(world, level, "cost_file", "dir={data}", f"mib={MIB}", *PACE, binds=(_bind(world),))
+    with writable(world, "cost") as source:
+        binds = (Bind(source, "/data", writable=True),)
+        found = ask(world, level, "cost_file", "dir={data}", f"mib={MIB}", *PACE, binds=binds)
     return samples(found, DISK)
 
 
@@ -111,15 +109,15 @@ def evict(fd: int) -> bool:
 
 
 def _cold(world: World, level: Level) -> Iterator[Sample]:
-    bind = _bind(world)
-    path = os.path.join(bind.source, "cold")
-    with open(path, "w+b", buffering=0) as file:
-        os.chmod(path, 0o644)
-        file.write(os.urandom(MIB << 20))
-        if not evict(file.fileno()):
-            raise Unsupported(f"{path} stays in the page cache: its file system keeps files in memory")
     batches, count = _COLD
-    found = ask(world, level, "cost_cold", "file={data}/cold", f"count={count}", f"batches={batches}", binds=(bind,))
+    with writable(world, "cost") as source:
+        with open(f"{source}/cold", "w+b", buffering=0) as file:
+            os.chmod(file.name, 0o644)
+            file.write(os.urandom(MIB << 20))
+            if not evict(file.fileno()):
+                raise Unsupported(f"{file.name} stays in the page cache: its file system keeps files in memory")
+        words = ("cost_cold", "file={data}/cold", f"count={count}", f"batches={batches}")
+        found = ask(world, level, *words, binds=(Bind(source, "/data"),))
     return samples(found, COLD)
 
 

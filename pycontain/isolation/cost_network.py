@@ -99,9 +99,10 @@ def _tap(world: World, level: Level) -> dict[str, Any]:
 
 
 def _veth(world: World, level: Level) -> dict[str, Any]:
-    tenant = level.start(world, Job(_SERVER))
     peer = _fresh()
+    tenant = None
     try:
+        tenant = level.start(world, Job(_SERVER))
         tenant.line()
         inside = _namespace_of(tenant)
         try:
@@ -112,7 +113,8 @@ def _veth(world: World, level: Level) -> dict[str, Any]:
     finally:
         _within(peer, _disconnect)
         os.close(peer)
-        tenant.stop()
+        if tenant is not None:
+            tenant.stop()
 
 
 def _connect(peer: int, inside: int) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -39,11 +41,15 @@ def quantities(series: tuple[Series, ...]) -> tuple[Quantity, ...]:
     return tuple(one.quantity for one in series)
 
 
-def writable(world: World, name: str) -> str:
+@contextmanager
+def writable(world: World, name: str) -> Iterator[str]:
     """A fresh directory on the host's disk that every user may write to: root of a user namespace is somebody else."""
     path = world.scratch(name)
     os.chmod(path, 0o1777)  # noqa: S103
-    return path
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path)
 
 
 def ask(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from pycontain.isolation.cost_probe import INSIDE, answer, ask, writable
@@ -19,12 +20,13 @@ _DIRECTORIES = "/usr/bin", "/usr/sbin"
 _BINDS = "the host's /usr, /bin, /lib and /etc/alternatives, read-only, and /work on the host's disk"
 
 
-def system(world: World) -> tuple[tuple[Bind, ...], str]:
+@contextmanager
+def system(world: World) -> Iterator[tuple[tuple[Bind, ...], str]]:
     """The binds that make a level's root that of the host's programs, and the source of the one at /work, which is
     writable and empty."""
-    work = writable(world, "work")
     binds = tuple(Bind(os.path.realpath(path), path) for path in _SYSTEM if os.path.isdir(path))
-    return (*binds, Bind(work, "/work", writable=True)), work
+    with writable(world, "work") as work:
+        yield (*binds, Bind(work, "/work", writable=True)), work
 
 
 def _program(name: str) -> str:
@@ -86,15 +88,15 @@ def _compiler(quantity: Quantity, functions: int) -> Callable[[World, Level], It
     def take(world: World, level: Level) -> Iterator[Sample]:
         compiler = _program("cc")
         detail = _version(compiler, "--version")
-        binds, work = system(world)
-        with open(f"{work}/in.c", "w") as file:
-            file.write(source(functions))
-        os.chmod(f"{work}/in.c", 0o644)
         command = (compiler, "-O2", "-pipe", "-c", "-o", "{work}/out.o", "{work}/in.c")
-        found = ask(world, level, "cost_run", "times=2", "--", *command, binds=binds, timeout=600.0)
-        with open(f"{work}/out.o", "rb") as file:
-            if file.read(4) != b"\x7fELF":
-                raise PycontainError(f"the compiler at {level.name} wrote no object file")
+        with system(world) as (binds, work):
+            with open(f"{work}/in.c", "w") as file:
+                os.chmod(file.name, 0o644)
+                file.write(source(functions))
+            found = ask(world, level, "cost_run", "times=2", "--", *command, binds=binds, timeout=600.0)
+            with open(f"{work}/out.o", "rb") as made:
+                if made.read(4) != b"\x7fELF":
+                    raise PycontainError(f"the compiler at {level.name} wrote no object file")
         yield Sample(quantity.name, tuple(found["run"][1:]), detail)
 
     return take
@@ -146,9 +148,9 @@ print(json.dumps({"transactions": count, "seconds": seconds, "rows": rows, "last
 def _database(world: World, level: Level) -> Iterator[Sample]:
     python = _program("python3")
     _version(python, "-I", "-S", "-c", "import sqlite3; print(sqlite3.sqlite_version)")
-    binds, _ = system(world)
-    job = Job(("/probe", "cost_exec", "--", python, "-I", "-S", "-c", _DATABASE, "{work}/db", "0.4"), binds=binds)
-    found = answer(level.run(world, job, 120.0), level, "the database")
+    words = ("/probe", "cost_exec", "--", python, "-I", "-S", "-c", _DATABASE, "{work}/db", "0.4")
+    with system(world) as (binds, _):
+        found = answer(level.run(world, Job(words, binds=binds), 120.0), level, "the database")
     if not found["transactions"] or not 0 < found["rows"] <= found["last"]:
         raise PycontainError(f"the database at {level.name} has {found['rows']} rows of {found['last']}")
     yield Sample(DATABASE.name, (found["transactions"] / found["seconds"],), found["version"])
@@ -220,11 +222,10 @@ def _server(work: str) -> tuple[tuple[str, ...], str]:
 
 
 def _web(world: World, level: Level) -> Iterator[Sample]:
-    binds, work = system(world)
-    command, detail = _server(work)
-    found = ask(
-        world, level, "cost_web", f"port={_PORT}", "ms=400", f"clients={_CLIENTS}", "--", *command, binds=binds
-    )
+    with system(world) as (binds, work):
+        command, detail = _server(work)
+        words = ("cost_web", f"port={_PORT}", "ms=400", f"clients={_CLIENTS}", "--", *command)
+        found = ask(world, level, *words, binds=binds)
     yield Sample(RATE.name, (found["rate"],), detail)
     yield Sample(SLOWEST.name, (found["p99"] / 1000,), detail)
 

@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,7 @@ def test_a_measure_yields_what_it_declares(world: World, measure: Measure) -> No
         assert all(math.isfinite(value) and least < value < most for value in found[quantity.name]), found
     with Netlink() as kernel:
         assert [link.name for link in kernel.links()] == ["lo"]
+    assert [path for path in Path(world.scratch("test")).parent.iterdir() if not path.name.startswith("test")] == []
 
 
 def test_a_call_costs_what_another_program_sees_too(world: World) -> None:
@@ -76,17 +78,17 @@ def test_a_call_costs_what_another_program_sees_too(world: World) -> None:
 
 
 def test_a_file_is_written_to_its_last_byte_and_removed(world: World) -> None:
-    directory = writable(world, "test")
-    bind = Bind(directory, "/data", writable=True)
     words = ("cost_file", "dir={data}", "mib=2", "ms=1", "batches=2")
-    found = ask(world, level("container"), *words, "keep=1", binds=(bind,))
-    (kept,) = Path(directory).iterdir()
-    assert kept.stat().st_size == found["bytes"] == 2 << 20
-    assert kept.stat().st_blocks * 512 >= 2 << 20  # nothing of it is a hole
-    assert len(set(kept.read_bytes()[: 1 << 16])) == 256
-    kept.unlink()
-    ask(world, level("process"), *words, binds=(bind,))
-    assert list(Path(directory).iterdir()) == []
+    with writable(world, "test") as directory:
+        binds = (Bind(directory, "/data", writable=True),)
+        found = ask(world, level("container"), *words, "keep=1", binds=binds)
+        (kept,) = Path(directory).iterdir()
+        assert kept.stat().st_size == found["bytes"] == 2 << 20
+        assert kept.stat().st_blocks * 512 >= 2 << 20  # nothing of it is a hole
+        assert len(set(kept.read_bytes()[: 1 << 16])) == 256
+        kept.unlink()
+        ask(world, level("process"), *words, binds=binds)
+        assert list(Path(directory).iterdir()) == []
 
 
 def in_page_cache(path: str) -> int:
@@ -98,8 +100,8 @@ def in_page_cache(path: str) -> int:
 
 
 def test_cold_is_cold_and_warm_is_warm(world: World) -> None:
-    path = os.path.join(writable(world, "test"), "file")
-    with open(path, "w+b", buffering=0) as file:
+    with writable(world, "test") as directory, open(f"{directory}/file", "w+b", buffering=0) as file:
+        path = file.name
         file.write(os.urandom(1 << 20))
         assert cached(file.fileno()) == in_page_cache(path) == 256
         assert evict(file.fileno())
@@ -108,14 +110,12 @@ def test_cold_is_cold_and_warm_is_warm(world: World) -> None:
         assert len(found["cold"]) == 3
         # Each block once, none beside it: 48 reads brought in 48 pages.
         assert cached(file.fileno()) == in_page_cache(path) == 48
-    with pytest.raises(PycontainError, match="Invalid argument"):  # there are not so many blocks
-        ask(world, level("process"), "cost_cold", f"file={path}", "count=128", "batches=3")
+        with pytest.raises(PycontainError, match="Invalid argument"):  # there are not so many blocks
+            ask(world, level("process"), "cost_cold", f"file={path}", "count=128", "batches=3")
 
 
 def test_a_file_that_stays_in_memory_is_never_called_cold(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    memory = f"{world.directory}/memory"
-    os.mkdir(memory)
-    monkeypatch.setattr(cost_files, "writable", lambda world, name: memory)
+    monkeypatch.setattr(cost_files, "writable", lambda world, name: nullcontext(world.directory))
     with pytest.raises(Unsupported, match="stays in the page cache"):
         taken(named("files-cold"), world, "process")
 

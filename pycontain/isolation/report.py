@@ -98,11 +98,12 @@ def _summary(results: Results) -> str:
     titles = [tag("th", text(title), scope="col", title=quantity.title) for title, quantity in heads]
     first = [tag("th", title, scope="col") for title in ("Level", "Claims")]
     said = "".join(f"{title}: {quantity.title}. " for title, quantity in heads)
+    caption = "Each level in a line"
     return tag(
         "section",
         tag("h2", "Summary"),
         _legend("held", "leaked", "noisy"),
-        table("Each level in a line", tag("thead", tag("tr", *first, *titles)), rows, "summary"),
+        scroll(caption, table(caption, tag("thead", tag("tr", *first, *titles)), rows, "summary")),
         note(f"{said}Medians; every bar begins at zero and is linear."),
         id="summary",
     )

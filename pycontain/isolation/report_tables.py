@@ -83,7 +83,7 @@ def gaps(results: Results) -> Section | None:
         "Missing: this host cannot run the level. Absent: the level cannot have it. Failed: it should have worked, "
         "and did not."
     )
-    made = table("What was not measured", head("Level", "Measure", "What", "Why"), rows, "gaps text")
+    made = table("What was not measured", head("Level", "Measure", "What", "Why"), rows, "text")
     return section("gaps", "What is not here, and why", note(said), made)
 
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 GROUPS: tuple[str, ...] = get_args(Group)
 BUDGET = {"quick": 11 * 60.0, "full": 3 * 3600.0}
 # How much longer than in a container things last, for the estimate that is shown before anything is known.
-_SLOWER = {"vm-tcg": 3.0, "runsc": 2.0}
+_SLOWER = {"vm-tcg": 10.0, "runsc": 2.0}
 
 
 @dataclass(frozen=True, slots=True)

@@ -285,12 +285,14 @@ class Writer:
             os.ftruncate(self._file, data.rfind(b"\n") + 1)
 
     def write(self, *records: dict[str, Any]) -> None:
-        """Append records, one line each."""
+        """Append records, one line each. Raises KernelError; none of them is in the file then."""
+        size = os.fstat(self._file).st_size
         data = "".join(json.dumps(record, allow_nan=False) + "\n" for record in records).encode()
         while data:
             try:
                 data = data[os.write(self._file, data) :]
             except OSError as error:
+                os.ftruncate(self._file, size)
                 raise KernelError(f"cannot write results to {self.path}", error.errno or 0) from None
 
     def close(self) -> None:

@@ -6,6 +6,7 @@ import copy
 import json
 import os
 import random
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 
 from pycontain.isolation import results, schema, statistics
 from pycontain.isolation.results import load
-from pycontain.runtime.errors import NotFound, PycontainError
+from pycontain.runtime.errors import KernelError, NotFound, PycontainError
 
 RUN: dict[str, Any] = {
     "kind": "run", "schema": 1, "id": "a1", "started": "2026-01-02T03:04:05Z", "mode": "quick", "seed": 7,
@@ -94,6 +95,24 @@ def test_a_torn_last_line_is_left_out_and_cut_off(tmp_path: Path) -> None:
     writer.write(END)
     writer.close()
     assert load(path).complete and not load(path).torn
+
+
+def test_half_a_line_is_taken_back_where_the_disk_is_full(tmp_path: Path) -> None:
+    path = os.fspath(tmp_path / "r")
+    writer = results.Writer(path)
+    writer.write(RUN)
+    size = os.path.getsize(path)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size + 20, before[1]))  # setrlimit(2): EFBIG; Python ignores SIGXFSZ
+    try:
+        with pytest.raises(KernelError, match="cannot write results to .*: EFBIG"):
+            writer.write(SAMPLE)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert os.path.getsize(path) == size
+    writer.write(END)
+    writer.close()
+    assert load(path).complete
 
 
 @pytest.mark.parametrize(

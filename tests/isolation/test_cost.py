@@ -25,6 +25,7 @@ from pycontain.isolation.model import Bind, Ended, Measure, Sample
 from pycontain.isolation.world import World
 from pycontain.network.netlink import Netlink
 from pycontain.runtime.errors import PycontainError, Unsupported
+from tests import machine_tools
 
 pytestmark = pytest.mark.needs("root")
 QUICK = [measure for measure in MEASURES if measure.quick]
@@ -176,3 +177,12 @@ def test_what_a_probe_could_not_do_is_told(world: World) -> None:
     part = json.dumps({"probe": "cost_syscalls", "getpid": [1.0], "failed.futex": "Function not implemented"}).encode()
     with pytest.raises(PycontainError, match="cost_syscalls at process failed: futex: Function not implemented"):
         answer(Ended(0, part, b"", None, 1.0), process, "cost_syscalls")
+
+
+@pytest.mark.needs(*machine_tools.NEEDS)
+def test_a_machine_is_reached_by_its_tap(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYCONTAIN_VM_CONFIG", str(machine_tools.settings(tmp_path)))
+    found = {sample.quantity: sample.values for sample in taken(named("link"), world, "vm-tcg")}
+    assert sorted(found) == ["link.stream", "link.tcp", "link.udp"] and all(min(values) > 0 for values in found.values())
+    with Netlink() as kernel:
+        assert [link.name for link in kernel.links()] == ["lo"]  # neither a tap nor the engine's bridge

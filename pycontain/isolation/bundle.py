@@ -55,7 +55,7 @@ def configuration(job: Job, kind: Kind, *, root: str, cgroup: str, hostname: str
         env=[f"{name}={value}" for name, value in environment(job).items()],
         user={"uid": 0, "gid": 0},
         hostname=hostname,
-        cgroups_path="" if kind.rootless else cgroup,
+        cgroups_path=cgroup if kind.limits or not kind.rootless else "",
         root=root,
         mounts=[
             {
@@ -101,7 +101,7 @@ def configuration(job: Job, kind: Kind, *, root: str, cgroup: str, hostname: str
             linux[key] = [{"containerID": 0, "hostID": first, "size": size}]
         linux["sysctl"] = {"net.ipv4.ip_unprivileged_port_start": "0"}  # the range of groups may hold mapped ids only
     if kind.rootless:
-        del linux["resources"]
+        del linux["resources"]["devices"]  # a user makes no nodes, and opens those only that a user may open
         for mount in config["mounts"]:  # gid=5 is not mapped
             mount["options"] = [option for option in mount["options"] if not option.startswith("gid=")]
     if kind.machine:

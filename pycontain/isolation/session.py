@@ -107,7 +107,7 @@ def _inside(
         else:
             _same(found, first)
         present = [level for level, missing in tried if missing is None]
-        budget = options.budget or runner.BUDGET[options.mode]
+        budget = options.budget or runner.BUDGET["full" if found.mode == "full" else options.mode]
         _announce(shown, now, tried, present, measures, budget)
         if not present:
             raise PycontainError("this host can run none of the levels that were asked for")

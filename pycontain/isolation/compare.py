@@ -4,7 +4,7 @@ The rules, of which each is the same with the runs swapped:
 
 - An outcome is worse if it goes from held to noisy or leaked, or from noisy to leaked. That is always a regression.
 - A count of the surface that came out the same every time in both runs is compared exactly: more is worse. One above
-  EXACT_UP_TO (files below /sys) follows what else the host does: it agrees within TOLERANCE.
+  EXACT_UP_TO (files below /sys) follows what else the host does: it agrees within FEW_TOLERANCE.
 - Any other figure agrees if the intervals overlap, or if the medians differ by no more than TOLERANCE of the smaller
   one; FEW_TOLERANCE where an interval stands on so few values that it does not reach 95 %.
 - A figure that has no better side can differ, and is never worse.
@@ -31,6 +31,7 @@ TOLERANCE = 0.10
 FEW_TOLERANCE = 0.50
 FEWEST = 3
 LINES = 20  # of each kind, in a text
+LETTERS = 240  # of a line
 
 Direction = Literal["worse", "better", "differs"]
 _RANK = {"held": 0, "noisy": 1, "leaked": 2}
@@ -237,7 +238,7 @@ def agrees(old: Figure, new: Figure, exact: bool = False) -> bool:
         return False
     if old.low <= new.high and new.low <= old.high:
         return True
-    few = min(old.coverage, new.coverage) < statistics.CONFIDENCE and not exact
+    few = min(old.coverage, new.coverage) < statistics.CONFIDENCE
     tolerance = FEW_TOLERANCE if few else TOLERANCE
     return abs(new.median - old.median) <= tolerance * min(abs(old.median), abs(new.median))
 
@@ -295,5 +296,5 @@ def _by_reason(found: list[Uncompared]) -> list[str]:
 
 
 def _few(lines: Iterable[str]) -> list[str]:
-    found = [f"  {line}" for line in lines]
+    found = [f"  {line}" if len(line) <= LETTERS else f"  {line[:LETTERS]}…" for line in lines]
     return found if len(found) <= LINES else [*found[:LINES], f"  and {len(found) - LINES} more"]

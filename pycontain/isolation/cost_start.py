@@ -74,20 +74,21 @@ def at_once(world: World, level: Level, count: int) -> tuple[list[Ended], float]
     Raises what the first that failed raised. All are cleared up after the last one's end.
     """
     tenants: list[Tenant] = []
-    try:
-        for _ in range(count):
-            tenants.append(level.ready(world, Job(_FIRST)))
-        time.sleep(_REST)
-        begun = time.monotonic()
-        went = []
-        for tenant in tenants:
-            went.append(time.monotonic() - begun)
-            tenant.go()
-        with ThreadPoolExecutor(count) as pool:  # a thread for each, so that each end is seen when it comes
-            ended = list(pool.map(lambda tenant: tenant.wait(300.0), tenants))
-    finally:
-        for tenant in tenants:
-            tenant.stop()
+    with ThreadPoolExecutor(count) as pool:  # a thread for each, so that each byte and each end is seen when it comes
+        try:
+            for _ in range(count):
+                tenants.append(level.ready(world, Job(_FIRST)))
+            waiting = [pool.submit(tenant.wait, 300.0) for tenant in tenants]
+            time.sleep(_REST)
+            begun = time.monotonic()
+            went = []
+            for tenant in tenants:
+                went.append(time.monotonic() - begun)
+                tenant.go()
+            ended = [one.result() for one in waiting]
+        finally:
+            for tenant in tenants:
+                tenant.stop()
     return ended, max(at + one.total / 1000 for at, one in zip(went, ended, strict=True))
 
 

@@ -7,7 +7,6 @@
 #include <errno.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
-#include <poll.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
@@ -45,8 +44,8 @@ static ssize_t get(int fd, void *bytes, size_t size)
 	return recv(fd, bytes, size, MSG_WAITALL);
 }
 
-/* A connection says how many bytes follow, and is answered by one byte when they are all there; 0: one byte follows, as
- * every answer of a ping-pong. */
+/* A connection says again and again how many bytes follow, and is answered by one byte when they are all there. One
+ * that says 0 at first is a ping-pong: each byte is sent back. */
 static void serve(int fd)
 {
 	uint64_t size;
@@ -74,12 +73,12 @@ static void serve(int fd)
 
 static void serve_all(int stream, int datagrams)
 {
-	struct pollfd ready[] = { { stream, POLLIN, 0 }, { datagrams, POLLIN, 0 } };
 	struct sockaddr_in from;
 	socklen_t size;
+	int fd;
 
 	signal(SIGCHLD, SIG_IGN);
-	if (!fork()) { /* a process for datagrams alone: an answer does not wait for a poll */
+	if (!fork()) { /* a process for datagrams alone: no answer has to wait for a poll */
 		prctl(PR_SET_PDEATHSIG, SIGKILL);
 		for (;;) {
 			char byte;
@@ -88,9 +87,8 @@ static void serve_all(int stream, int datagrams)
 				sendto(datagrams, &byte, 1, 0, (struct sockaddr *)&from, size);
 		}
 	}
-	while (poll(ready, 1, -1) >= 0 || errno == EINTR) {
-		int fd = accept4(stream, NULL, NULL, SOCK_CLOEXEC);
-		if (fd >= 0 && !fork()) {
+	while ((fd = accept4(stream, NULL, NULL, SOCK_CLOEXEC)) >= 0) {
+		if (!fork()) {
 			prctl(PR_SET_PDEATHSIG, SIGKILL);
 			serve(fd);
 			_exit(0);

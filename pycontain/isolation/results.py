@@ -296,4 +296,7 @@ class Writer:
                 raise KernelError(f"cannot write results to {self.path}", error.errno or 0) from None
 
     def close(self) -> None:
+        """A file that nothing was written to is removed."""
+        if os.fstat(self._file).st_size == 0:
+            os.unlink(self.path)
         os.close(self._file)

@@ -82,9 +82,7 @@ def select(
     known = level_names | measure_names | set(GROUPS)
     for name in options.only:
         if name not in known:
-            raise NotFound(
-                f'there is no level, measure or group "{name}"', hint=_nearest("--only", name, known | measure_names)
-            )
+            raise NotFound(f'there is no level, measure or group "{name}"', hint=_nearest("--only", name, known))
     named = set(options.only)
     wanted_levels = (named & level_names) | set(options.levels)
     wanted = named - level_names

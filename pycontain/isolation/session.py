@@ -43,8 +43,6 @@ def take(options: Options, output: str | None = None, resume: str | None = None)
         return world.enter(lambda inside: _inside(inside, options, now, levels, measures, found, writer))
     finally:
         writer.close()
-        if os.path.getsize(path) == 0:
-            os.unlink(path)
 
 
 def _prepare(levels: Sequence[Level]) -> None:
@@ -97,9 +95,8 @@ def _inside(
     shown.step(0.0, "trying the levels")
     try:
         tried = [(level, level.missing(inside)) for level in levels]
-        control = next((level for level in LEVELS if level.name == _CONTROL), None)
-        if control is not None and control not in levels and control.missing(inside) is not None:
-            control = None
+        control = next(level for level in LEVELS if level.name == _CONTROL)
+        no_control = dict(tried)[control] if control in levels else control.missing(inside)
         first = runner.opening(options, now, tried, measures)
         if found is None:
             found = results.begin(writer.path, first)
@@ -111,10 +108,12 @@ def _inside(
         _announce(shown, now, tried, present, measures, budget)
         if not present:
             raise PycontainError("this host can run none of the levels that were asked for")
-        runner.Run(inside, present, measures, found, writer, shown, budget, control).go()
+        runner.Run(inside, present, measures, found, writer, shown, budget, None if no_control else control).go()
     except KeyboardInterrupt:
         shown.close()
-        if found is not None:
+        if found is None:
+            shown.say("interrupted before anything was taken")
+        else:
             shown.say(f"interrupted; what was taken is in {writer.path}\n")
             shown.say(f"hint: pycontain isolation run --resume {writer.path}")
         return INTERRUPTED

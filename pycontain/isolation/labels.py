@@ -1,9 +1,9 @@
-"""Where the labels of points go, so that none is over another: greedily, the nearest free place for each."""
+"""Where the labels of points go, so that none is over another: the nearest free place for each, in a few orders."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from operator import itemgetter
 
 LINE = 14.0  # how high a label is, in CSS pixels
@@ -14,10 +14,25 @@ Box = tuple[float, float, float, float]
 def place_labels(places: Sequence[tuple[float, float]], widths: Sequence[float], room: Box) -> list[Box]:
     """A box (left, top, right, bottom) of one line for each label, none over another nor over any point, inside
     ``room``: beside its point where that is free, else the nearest free place that a line can be drawn to."""
-    boxes: dict[int, Box] = {}
-    # The crowded ones first: they have the least choice.
     crowd = [sum(abs(place[0] - x) + abs(place[1] - y) < 60 for x, y in places) for place in places]
-    for one in sorted(range(len(places)), key=lambda one: -crowd[one]):
+    orders: list[Callable[[int], float]] = [
+        lambda one: -crowd[one],  # the crowded ones first: they have the least choice
+        lambda one: places[one][0],
+        lambda one: -places[one][0],
+        lambda one: places[one][1],
+        lambda one: -places[one][1],
+    ]
+    tries = [_placed(sorted(range(len(places)), key=order), places, widths, room) for order in orders]
+    return min(tries, key=itemgetter(0))[1]
+
+
+def _placed(
+    order: Sequence[int], places: Sequence[tuple[float, float]], widths: Sequence[float], room: Box
+) -> tuple[float, list[Box]]:
+    """One label after another where it is least bad, and how bad all of it is."""
+    boxes: dict[int, Box] = {}
+    whole = 0.0
+    for one in order:
         others = [(places[other], box) for other, box in boxes.items()]
         free = [box for box in _candidates(places[one], widths[one], room) if _free(box, boxes.values(), places)]
         best, least = _beside(places[one], widths[one], 9, 0), math.inf
@@ -29,7 +44,8 @@ def place_labels(places: Sequence[tuple[float, float]], widths: Sequence[float],
             if effort < least:
                 best, least = box, effort
         boxes[one] = best
-    return [boxes[one] for one in range(len(places))]
+        whole += least
+    return whole, [boxes[one] for one in range(len(places))]
 
 
 def leader(place: tuple[float, float], box: Box) -> tuple[float, float]:

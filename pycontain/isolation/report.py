@@ -210,7 +210,7 @@ def _findings(results: Results) -> Section | None:
             made += [tag("h3", sign(verdict), f" {title}"), *(_same_levels(levels, found) for levels, found in groups)]
     if not made:
         return None
-    said = "By the levels at which it did; those first that the last levels of the list did not hold."
+    said = "Grouped by the levels at which it was so; first what the last levels of the list did not hold."
     return section("findings", "Leaked and noisy, in words", note(said), *made)
 
 

@@ -34,11 +34,12 @@ class Child:
         mounts: int | None = None,
         user: int = 0,
         leave: str | None = None,
+        tasks: Sequence[str] = (),
         environment: dict[str, str] | None = None,
         timeout: float = 20.0,
     ) -> None:
         kind, joins = group.join_fds()
-        fds = joins if kind == "v1" else [joins]
+        fds = [*joins, *(os.open(path, os.O_WRONLY | os.O_CLOEXEC) for path in tasks)] if kind == "v1" else [joins]
         words = ["tasks=" + ",".join(map(str, fds)) if kind == "v1" else f"cgroup={joins}"]
         ready, said = os.pipe()
         wait, self._go = os.pipe()

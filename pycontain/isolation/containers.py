@@ -64,6 +64,7 @@ class Contained(Running):
             self.command,
             user=self.user,
             mounts=self.mounts,
+            tasks=self.tasks,
             leave=self.leave if args is None else None,
             environment=self.environment,
         )
@@ -76,6 +77,7 @@ class Contained(Running):
             self.command,
             user=self.user,
             mounts=self.mounts,
+            tasks=self.tasks,
             environment=self.environment,
         )
         try:
@@ -159,6 +161,8 @@ class _Users(Contained):
         super().__init__(world, level, job, [*world.mine, "--root", self.state], kind)
         self.user = bundle.USER
         self.mounts = reachable(world)
+        if not kind.limits:
+            self.share_processors()
         self.environment["HOME"] = "/"
 
     def prepare(self) -> None:

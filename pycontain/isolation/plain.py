@@ -22,10 +22,25 @@ _MNT_DETACH = 2
 class _OfTheHost(Running):
     """A process of the host, which the command is."""
 
+    def __init__(self, world: World, level: Level, job: Job) -> None:
+        super().__init__(world, level, job)
+        self.share_processors()
+
     def spawn(self, args: Sequence[str] | None) -> Child:
         words = place(self.job.args if args is None else tuple(args), self.job, inside=False)
         program = self.world.probe if words[0] == "/probe" else rootfs.image(self.world) + words[0]
-        return Child(self.world.probe, words, self.command, program=program, environment=environment(self.job))
+        return self._child(words, program=program)
+
+    def _child(self, words: Sequence[str], *, program: str | None = None, root: str | None = None) -> Child:
+        return Child(
+            self.world.probe,
+            words,
+            self.command,
+            program=program,
+            root=root,
+            tasks=self.tasks,
+            environment=environment(self.job),
+        )
 
     def kill(self) -> None:
         self.command.kill_all()
@@ -65,7 +80,7 @@ class _WithRoot(_OfTheHost):
 
     def spawn(self, args: Sequence[str] | None) -> Child:
         words = place(self.job.args if args is None else tuple(args), self.job, inside=True)
-        return Child(self.world.probe, words, self.command, root=self.root, environment=environment(self.job))
+        return self._child(words, root=self.root)
 
     def clear(self) -> None:
         for target in reversed(self._mounted):

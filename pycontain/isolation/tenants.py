@@ -6,11 +6,12 @@ import os
 import shutil
 from collections.abc import Sequence
 
+from pycontain.isolation import cgroup_v2
 from pycontain.isolation.child import Child
 from pycontain.isolation.model import Ended, Job, Level
 from pycontain.isolation.world import CAP_MEMORY, CAP_PIDS, World, make_cgroup, remove_cgroup
 from pycontain.runtime.errors import PycontainError
-from pycontain.runtime.kernel.cgroup import open_cgroup
+from pycontain.runtime.kernel.cgroup import hierarchies, mode_of, open_cgroup
 
 STOP_SECONDS = 20.0
 
@@ -34,7 +35,18 @@ class Running:
         self.command = make_cgroup(f"{self._group.path}/command")
         self.container = open_cgroup(f"{self._group.path}/container")
         self.child: Child | None = None
+        self.tasks: list[str] = []  # of version 1: what the command joins instead of its cgroup's own
         self._stopped = False
+
+    def share_processors(self) -> None:
+        """Have no share of one's own: what a level without cgroups does, beside others of its kind."""
+        if not self.world.together:
+            return
+        for hierarchy in hierarchies():
+            if "cpu" in hierarchy.controllers:
+                self.tasks.append(f"{hierarchy.mount}{self.world.cap}/tasks")
+            elif hierarchy.unified and mode_of(hierarchies()) == "v2":
+                cgroup_v2.share_processors(hierarchy.mount + self._group.path, hierarchy.mount + self.world.cap)
 
     # What a level says of itself.
 

@@ -52,7 +52,8 @@ class World:
     ``directory``: the world's own, on a tmpfs that ends with it, mode 0700; ``public``: one that everybody may pass
     through, where the tenants are. ``cap``: the name of the cgroup (absolute,
     the same in every hierarchy) that its tenants are below. ``probe``: the program with all probes, on the host.
-    ``mine``: the command of pycontain-runtime.
+    ``mine``: the command of pycontain-runtime. ``together``: tenants of levels without cgroups have one share of the
+    processors for all, as processes of a host have, and not one each by the caps around them.
     """
 
     def __init__(self, id: str, cap: str) -> None:
@@ -61,6 +62,7 @@ class World:
         self.public = PUBLIC
         self._disk = f"{DISK}/{PREFIX}{id}"
         self.cap = cap
+        self.together = False
         self.probe = os.path.join(os.path.dirname(__file__), "probes", "pycontain-probe")
         self.mine = _mine()
         self._closing = ExitStack()
@@ -105,9 +107,10 @@ class World:
         cpus: float | None = None,
         cpuset: str = "",
     ) -> Iterator[World]:
-        """The same world, with one more cap around all its tenants together; ``memory`` in bytes, ``cpus`` a share
+        """The same world, with one more cap around all its tenants ``together``; ``memory`` in bytes, ``cpus`` a share
         of processors, ``cpuset`` which ones (``0-1``)."""
         inner = copy.copy(self)
+        inner.together = True
         inner.cap = f"{self.cap}/{name}-{self.number()}"
         group = make_cgroup(inner.cap, memory=memory, pids=pids, cpus=cpus, cpuset=cpuset)
         try:

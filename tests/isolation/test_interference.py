@@ -13,6 +13,7 @@ from pycontain.isolation.levels import level
 from pycontain.isolation.model import Outcome, Sample
 from pycontain.isolation.world import World
 from pycontain.runtime.errors import PycontainError
+from pycontain.runtime.kernel.cgroup import hierarchies, mode_of
 
 pytestmark = pytest.mark.needs("root")
 # A container without a quota shares the disk; the hardened one writes to a tmpfs of its own.
@@ -53,6 +54,24 @@ def test_both_tenants_share_two_processors_and_a_cap(world: World) -> None:
         pid = victim.pids()[0]
         assert len(os.sched_getaffinity(pid)) == min(2, len(os.sched_getaffinity(0)))
         assert inner.cap in Path(f"/proc/{pid}/cgroup").read_text()
+        assert share(pid) == inner.cap  # four loops of a neighbour are four competitors
+        with neighbours.tenant(inner, level("container"), neighbours.job("victim", "work=pipe")) as contained:
+            contained.line()
+            assert all(share(pid).startswith(f"{inner.cap}/tenant-") for pid in contained.pids())
+
+
+def share(pid: int) -> str:
+    """The cgroup by which a process gets its share of the processors."""
+    for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines():
+        number, names, place = line.split(":", 2)
+        if "cpu" in names.split(","):
+            return place
+        if number == "0" and mode_of(hierarchies()) == "v2":
+            above = Path(hierarchies()[0].mount)
+            while not (above / place[1:] / "cpu.weight").exists():
+                place = os.path.dirname(place)
+            return place
+    raise AssertionError("the processors are nobody's")
 
 
 def test_a_probe_that_cannot_work_is_an_error_and_no_figure(world: World) -> None:

@@ -130,19 +130,15 @@ def _linear_axis(found: Sequence[float], unit: str, start: float, end: float) ->
 
 def _log_axis(positive: Sequence[float], zero: bool, unit: str, start: float, end: float) -> Axis:
     low, high = positive[0], positive[-1]
-    low, high = (low / 1.6, high * 1.6) if high < low * 3 else (low / 1.12, high * 1.12)
+    low, high = (low / 2.5, high * 2.5) if high < low * 5 else (low / 1.12, high * 1.12)
     place = start if zero else None
     made = Axis(low, high, start + 22 if zero else start, end, unit, True, place)
     binary = units.is_binary(unit)
     bottom = next((size for name, size in units.steps(unit) if name.startswith("B")), 1.0) if binary else 1.0
     labels: list[tuple[float, str]] = []
     for ticks in units.log_ticks(low / bottom, high / bottom, binary):
-        labels = [(value * bottom, units.tick(value * bottom, unit)) for value in ticks]
-        inside = [label for label in labels if low <= label[0] <= high]
-        if zero:
-            inside.insert(0, (0.0, "0"))
-        if _apart(made, inside):
-            labels = inside
+        labels = [(0.0, "0")] * zero + [(value * bottom, units.tick(value * bottom, unit)) for value in ticks]
+        if _apart(made, labels):
             break
     made.ticks.extend(labels)
     return made

@@ -48,20 +48,22 @@ def numbers(results: Results) -> Section | None:
 
 
 def _numbers(results: Results, quantity: Quantity) -> str:
+    figures = {level.name: results.figure(level.name, quantity.name) for level in results.present()}
+    variants = {figure.detail for figure in figures.values() if figure is not None}
     rows = []
-    for level in results.present():
-        figure = results.figure(level.name, quantity.name)
+    for level, figure in figures.items():
         if figure is None:
-            why = digest.why_not(results, level.name, quantity.name)
+            why = digest.why_not(results, level, quantity.name)
             said = text(why.partition(":")[0])
-            rows.append(row(text(level.name), tag("td", said, colspan=3, class_="none", title=why)))
+            rows.append(row(text(level), tag("td", said, colspan=3, class_="none", title=why)))
             continue
-        variant = f" {tag('small', text(figure.detail))}" if figure.detail else ""
+        variant = f" {tag('small', text(figure.detail))}" if len(variants) > 1 and figure.detail else ""
         median, span = units.brief(figure.median, quantity.unit), digest.span_text(figure, quantity.unit)
         cells = (tag("td", text(said)) for said in (median, span, digest.count_text(figure)))
-        rows.append(row(text(level.name) + variant, *cells))
-    conditions = "; ".join([f"unit: {quantity.unit or 'number'}", *digest.conditions(quantity)])
-    caption = tag("caption", text(digest.title(results, quantity)), tag("small", text(conditions)))
+        rows.append(row(text(level) + variant, *cells))
+    conditions = [f"unit: {quantity.unit or 'number'}", *digest.conditions(quantity)]
+    conditions += [f"variant: {variant}" for variant in variants if len(variants) == 1 and variant]
+    caption = tag("caption", text(digest.title(results, quantity)), tag("small", text("; ".join(conditions))))
     heads = head("Level", "Median", "95 % interval", "n")
     return tag("table", caption, heads, tag("tbody", *rows), class_="numbers")
 

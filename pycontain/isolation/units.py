@@ -105,15 +105,18 @@ def linear_ticks(low: float, high: float, most: int) -> list[float]:
 
 
 def log_ticks(low: float, high: float, binary: bool) -> list[list[float]]:
-    """Ticks for positive values in ``low``..``high`` on a log axis, from the densest choice to the thinnest."""
+    """Ticks for positive values in ``low``..``high`` on a log axis, from the densest choice to the thinnest: powers of
+    two, or 1, 2 and 5 times powers of ten. Each has two or more."""
     if binary:
-        first, last = math.floor(math.log2(low) + 1e-9), math.ceil(math.log2(high) - 1e-9)
-        return [[2.0**power for power in range(first, last + 1) if power % stride == 0] for stride in (1, 2, 5, 10, 20)]
-    first, last = math.floor(math.log10(low) - 1e-9), math.ceil(math.log10(high) + 1e-9)
-    fine = [factor * 10.0**power for power in range(first, last + 1) for factor in (1, 2, 5)]
-    inside = [value for value in fine if low * 0.999 <= value <= high * 1.001]
-    decades = [10.0**power for power in range(first, last + 1) if low * 0.999 <= 10.0**power <= high * 1.001]
-    return [inside, *(decades[::stride] for stride in (1, 2, 3, 4, 6))]
+        powers = range(math.ceil(math.log2(low)), math.floor(math.log2(high)) + 1)
+        fine = decades = [2.0**power for power in powers]
+    else:
+        powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+        fine = [factor * 10.0**power for power in powers for factor in (1, 2, 5)]
+        fine = [value for value in fine if low <= value <= high]
+        decades = [10.0**power for power in powers if low <= 10.0**power <= high]
+    found = [fine, *(decades[::stride] for stride in (1, 2, 3, 4, 5, 7, 10)), [fine[0], fine[-1]]]
+    return [ticks for ticks in found if len(ticks) > 1]
 
 
 def tick(value: float, unit: str) -> str:

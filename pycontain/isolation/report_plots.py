@@ -103,7 +103,7 @@ def starts(results: Results) -> Section | None:
     figures = [_dots(results, quantity, f"start-{index}", True) for index, quantity in enumerate(quantities)]
     said = (
         "Every sample is a point; the box holds the middle half of them, the stroke is the median, "
-        "the bar its 95 % interval."
+        "the bar its interval (95 % from six values on)."
     )
     return section("start", "Start", note(said), tag("div", *figures, class_="pair"))
 
@@ -114,5 +114,5 @@ def group(results: Results, name: Group) -> Section | None:
     if not quantities:
         return None
     figures = [_dots(results, quantity, f"{name}-{index}") for index, quantity in enumerate(quantities)]
-    said = "Every sample is a point, the stroke is the median, the bar its 95 % interval."
+    said = "Every sample is a point, the stroke is the median, the bar its interval (95 % from six values on)."
     return section(f"{name}-plots", _TITLES[name], note(said), tag("div", *figures, class_="grid"))

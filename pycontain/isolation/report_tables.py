@@ -41,8 +41,8 @@ def numbers(results: Results) -> Section | None:
         tables = [_numbers(results, quantity) for quantity in digest.taken(results, group)]
         made += [tag("h3", title), tag("div", *tables, class_="grid")] if tables else []
     said = (
-        "n is the number of rounds, or of repetitions where there was one round. Below six values no interval "
-        "reaches 95 %: what it does reach is in brackets."
+        "n is the number of rounds, or of repetitions where there was one round. Intervals cover 95 % from six values "
+        "on; of fewer they are the whole range, and what that covers is in brackets."
     )
     return section("numbers", "All figures", note(said), *made) if made else None
 
@@ -64,7 +64,7 @@ def _numbers(results: Results, quantity: Quantity) -> str:
     conditions = [f"unit: {quantity.unit or 'number'}", *digest.conditions(quantity)]
     conditions += [f"variant: {variant}" for variant in variants if len(variants) == 1 and variant]
     caption = tag("caption", text(digest.title(results, quantity)), tag("small", text("; ".join(conditions))))
-    heads = head("Level", "Median", "95 % interval", "n")
+    heads = head("Level", "Median", "Interval", "n")
     return tag("table", caption, heads, tag("tbody", *rows), class_="numbers")
 
 

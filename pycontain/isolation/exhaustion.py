@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pycontain.isolation.world import World
 
 NOISY = 2.0  # times its median alone
-_ALONE, _BESIDE = 0.25, 0.4  # seconds
+_ALONE, _BESIDE = 0.2, 0.3  # seconds
 _FULL_SECONDS = 40.0
 _PATIENCE = 5.0
 _HOLD = 48 << 20  # the victim's memory: more than any single process of a hog has

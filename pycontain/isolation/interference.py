@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pycontain.isolation.model import Level
     from pycontain.isolation.world import World
 
-_ALONE, _BESIDE = 0.4, 0.6  # seconds
+_ALONE, _BESIDE = 0.3, 0.5  # seconds
 _PARTS = {"p50": 0.5, "p99": 0.99}
 _OWN_DISK = "its own disk, an image on the host's"
 _BIND = "a directory of the host's disk, bound"

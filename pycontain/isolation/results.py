@@ -64,7 +64,8 @@ class Figure:
     """A quantity at a level, in its unit: the median and its interval (`statistics.interval`), made of ``values``.
 
     ``values`` are the medians of the rounds, where there were several (repetitions of one round share what one start
-    left to chance); of a single round, its repetitions. ``points`` are all repetitions of all rounds. ``detail``: the
+    left to chance); of a single round, its repetitions, whose ``coverage`` is 0: they tell nothing of other rounds, and
+    are ``narrow`` only where all are the same. ``points`` are all repetitions of all rounds. ``detail``: the
     variant of the workload, "" where it has none.
     """
 
@@ -120,13 +121,14 @@ class Results:
         points = tuple(value for values in by_round.values() for value in values)
         values = points if len(by_round) == 1 else tuple(statistics.median(values) for values in by_round.values())
         found = statistics.interval(values)
+        several = len(by_round) > 1
         return Figure(
             found.median,
             found.low,
             found.high,
             found.n,
-            found.coverage,
-            found.narrow,
+            found.coverage if several else 0.0,
+            found.narrow and (several or found.low == found.high),
             values,
             points,
             len(by_round),

@@ -77,6 +77,10 @@ def test_repetitions_of_one_round_and_of_one_variant(tmp_path: Path) -> None:
     figure = load(write(tmp_path / "r", RUN, SAMPLE, other, {**SAMPLE, "values": [9]})).figure("process", "start.total")
     assert figure is not None
     assert (figure.values, figure.detail) == ((1.5, 2, 9), "")
+    many = load(write(tmp_path / "s", RUN, {**SAMPLE, "values": [10 + 0.01 * step for step in range(9)]})).figure("process", "start.total")
+    assert many is not None and (many.coverage, many.narrow, many.n) == (0, False, 9)  # of other rounds they tell nothing
+    same = load(write(tmp_path / "t", RUN, {**SAMPLE, "values": [3, 3]})).figure("process", "start.total")
+    assert same is not None and same.narrow
 
 
 def test_a_failure_is_forgotten_when_a_later_taking_succeeds(tmp_path: Path) -> None:

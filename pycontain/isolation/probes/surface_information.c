@@ -67,7 +67,7 @@ static void say_lines(const char *key, const char *path, const char *const *word
 
 PROBE(surface_information, "what is told about the machine")
 {
-	static char log[16384];
+	static char log[1 << 18];
 	struct utsname system;
 	int size = klogctl(3 /* SYSLOG_ACTION_READ_ALL */, log, sizeof(log) - 1);
 

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import io
+import os
 import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.runtime_tools import COMMAND, make_rootfs, write_bundle
-from tests.vm import machine
+from tests.vm import kernel, machine
 
 ROOT = Path(__file__).parents[2]
 
@@ -45,13 +49,13 @@ def pytest_in_machine(*arguments: str, systemd: bool = False) -> None:
     assert "skipped" not in output
 
 
-def test_cgroups_on_v2() -> None:
+def cgroups_on_v2() -> None:
     # And limits above the caller's, which root may raise there, whatever this host's root may; and AppArmor is on there.
     files = ("test_cgroup_v2.py", "test_cgroup_any.py", "test_rlimits.py", "test_apparmor.py")
     pytest_in_machine(*(f"tests/integration/{name}" for name in files), "tests/unit/test_host.py")
 
 
-def test_containers_on_v2() -> None:
+def containers_on_v2() -> None:
     chosen = "read_back or hierarchy or megabytes or 21st or devices or paused or enforced or while_it_happens or says or own"
     names = [f"test_cgroup_{name}.py" for name in ("runtime", "update", "events", "delegation")]
     # Here without its weakened twin, which is shown to work where cgroup2 is all that a host has mounted.
@@ -61,12 +65,49 @@ def test_containers_on_v2() -> None:
     pytest_in_machine(*(f"tests/integration/{name}" for name in names), attack, "-k", chosen)
 
 
-def test_containers_of_systemd_and_checkpoints() -> None:
+def systemd_and_checkpoints() -> None:
     """criu does not know every kernel; it knows that one. In one boot with the tests below systemd."""
     pytest_in_machine(
         "tests/integration/test_systemd.py", "tests/integration/test_checkpoint.py",
         "-k", "test_systemd or goes_on or left_running or fails_says", systemd=True,
     )  # fmt: skip
+
+
+# What runs in a machine, by the name of the test that looks at what became of it; the longest first.
+SCRIPT = "make run && echo out; echo err >&2; grep -c cgroup2 /proc/mounts; touch /made; kill -TERM $$"
+RUNS: dict[str, Callable[[], Any]] = {
+    "test_containers_of_systemd_and_checkpoints": systemd_and_checkpoints,
+    "test_containers_on_v2": containers_on_v2,
+    "test_cgroups_on_v2": cgroups_on_v2,
+    "test_the_main_job_output_status_and_signals": partial(in_machine, "sh", "-c", SCRIPT),
+    "test_a_command_that_is_not_there": partial(in_machine, "no-such-command"),
+}
+
+
+@pytest.fixture(scope="module")
+def runs(request: pytest.FixtureRequest) -> Iterator[dict[str, Future[Any]]]:
+    """The chosen ones of RUNS, at once: each keeps a processor busy, but for when it waits."""
+    chosen = {item.name for item in request.session.items}
+    kernel.base_initramfs(kernel.kernel())
+    with ThreadPoolExecutor((os.cpu_count() or 1) + 1) as pool:
+        started = {name: pool.submit(run) for name, run in RUNS.items() if name in chosen}
+        try:
+            yield started
+        finally:
+            for future in started.values():
+                future.cancel()
+
+
+def test_cgroups_on_v2(runs: dict[str, Future[Any]]) -> None:
+    runs["test_cgroups_on_v2"].result()
+
+
+def test_containers_on_v2(runs: dict[str, Future[Any]]) -> None:
+    runs["test_containers_on_v2"].result()
+
+
+def test_containers_of_systemd_and_checkpoints(runs: dict[str, Future[Any]]) -> None:
+    runs["test_containers_of_systemd_and_checkpoints"].result()
 
 
 def test_selinux(tmp_path: Path) -> None:
@@ -107,20 +148,16 @@ def test_selinux(tmp_path: Path) -> None:
     )
 
 
-def test_the_main_job_on_v2() -> None:
-    """``make run`` on a kernel with nothing but cgroup2: a container with an address and a memory limit."""
-    status, output = in_machine("make", "run")
-    assert status == 0, output
+def test_the_main_job_output_status_and_signals(runs: dict[str, Future[Any]]) -> None:
+    """``make run`` on a kernel with nothing but cgroup2: a container with an address and a memory limit. And what the
+    machine passes on."""
+    status, output = runs["test_the_main_job_output_status_and_signals"].result()
+    assert (status, output[-10:]) == (128 + 15, "out\nerr\n1\n"), output
     assert "memory limit: 67108864 bytes" in output
     assert "address:" in output
-
-
-def test_the_machine_passes_on_output_status_and_signals() -> None:
-    script = "echo out; echo err >&2; grep -c cgroup2 /proc/mounts; touch /made; kill -TERM $$"
-    assert in_machine("sh", "-c", script) == (128 + 15, "out\nerr\n1\n")
     assert not Path("/made").exists()
 
 
-def test_a_command_that_is_not_there() -> None:
+def test_a_command_that_is_not_there(runs: dict[str, Future[Any]]) -> None:
     expected = "test machine: run no-such-command: No such file or directory\n"
-    assert in_machine("no-such-command") == (127, expected)
+    assert runs["test_a_command_that_is_not_there"].result() == (127, expected)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.runtime_tools import Runtime, make_rootfs, write_bundle
+from tests.runtime_tools import Runtime, write_bundle
 
 pytestmark = pytest.mark.needs("root", "apparmor")
 
@@ -43,11 +43,6 @@ def runtime(tmp_path: Path) -> Iterator[Runtime]:
     runtime = Runtime(tmp_path / "state")
     yield runtime
     runtime.clean()
-
-
-@pytest.fixture(scope="module")
-def rootfs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_rootfs(tmp_path_factory.mktemp("image") / "rootfs")
 
 
 @pytest.mark.parametrize(("no_new_privileges", "user"), [(True, 0), (False, 1000)])

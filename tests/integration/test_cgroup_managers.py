@@ -9,16 +9,11 @@ from typing import Any
 
 import pytest
 
-from tests.runtime_tools import HIERARCHIES, Runtime, make_rootfs, write_bundle
+from tests.runtime_tools import HIERARCHIES, Runtime, write_bundle
 
 pytestmark = pytest.mark.needs("root")
 
 Make = Callable[..., Path]
-
-
-@pytest.fixture(scope="module")
-def rootfs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_rootfs(tmp_path_factory.mktemp("image") / "rootfs")
 
 
 @pytest.fixture

@@ -12,16 +12,11 @@ from typing import Any
 
 import pytest
 
-from tests.runtime_tools import Runtime, make_rootfs, write_bundle
+from tests.runtime_tools import Runtime, write_bundle
 
 pytestmark = pytest.mark.needs("root")
 
 _IDS = [{"containerID": 0, "hostID": 0, "size": 1 << 16}]
-
-
-@pytest.fixture(scope="module")
-def rootfs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_rootfs(tmp_path_factory.mktemp("image") / "rootfs")
 
 
 @pytest.fixture

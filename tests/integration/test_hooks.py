@@ -16,17 +16,12 @@ from typing import Any
 
 import pytest
 
-from tests.runtime_tools import Runtime, left, make_rootfs, write_bundle
+from tests.runtime_tools import Runtime, left, write_bundle
 
 pytestmark = pytest.mark.needs("root")
 RUNTIME_HOOKS = ("prestart", "createRuntime", "poststart", "poststop")
 KINDS = ("prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop")
 NAME = f"hk-{os.getpid()}"
-
-
-@pytest.fixture(scope="module")
-def rootfs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_rootfs(tmp_path_factory.mktemp("hooks") / "rootfs")
 
 
 @pytest.fixture

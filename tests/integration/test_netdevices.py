@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.runtime_tools import COMMAND, left, make_rootfs, write_bundle
+from tests.runtime_tools import COMMAND, left, write_bundle
 
 pytestmark = pytest.mark.needs("root", "veth", "bridge", "busybox")
 NAME = f"nd-{os.getpid()}"
@@ -50,11 +50,6 @@ class Host:
 
         bundle = write_bundle(self.path / "bundle", self.rootfs, "sleep", "60", change=change)
         return self.runtime("create", "-b", bundle, NAME, check=check)
-
-
-@pytest.fixture(scope="module")
-def rootfs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_rootfs(tmp_path_factory.mktemp("netdevices") / "rootfs")
 
 
 @contextlib.contextmanager

@@ -17,16 +17,11 @@ from typing import Any
 
 import pytest
 
-from tests.runtime_tools import COMMAND, Runtime, make_rootfs, write_bundle
+from tests.runtime_tools import COMMAND, Runtime, write_bundle
 
 pytestmark = pytest.mark.needs("root")
 
 Change = Callable[[dict[str, Any]], object]
-
-
-@pytest.fixture(scope="module")
-def rootfs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_rootfs(tmp_path_factory.mktemp("image") / "rootfs")
 
 
 @pytest.fixture

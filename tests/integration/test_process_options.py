@@ -21,11 +21,6 @@ from tests.runtime_tools import COMMAND, Runtime, make_rootfs, write_bundle
 pytestmark = pytest.mark.needs("root")
 
 
-@pytest.fixture(scope="module")
-def rootfs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_rootfs(tmp_path_factory.mktemp("image") / "rootfs")
-
-
 @pytest.fixture
 def runtime(tmp_path: Path) -> Iterator[Runtime]:
     runtime = Runtime(tmp_path / "state")

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.runtime_tools import Runtime, make_rootfs, write_bundle
+from tests.runtime_tools import Runtime, write_bundle
 
 pytestmark = pytest.mark.needs("root", "runc")
 
@@ -26,11 +26,6 @@ SHOWN = [
     "/proc/self/personality",
     "/proc/self/cgroup",
 ]
-
-
-@pytest.fixture(scope="module")
-def rootfs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_rootfs(tmp_path_factory.mktemp("image") / "rootfs")
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.runtime_tools import COMMAND, Runtime, make_rootfs, write_bundle
+from tests.runtime_tools import COMMAND, Runtime, write_bundle
 
 pytestmark = pytest.mark.needs("root", "sys_resource")
 
@@ -20,11 +20,6 @@ LITTLE = {
     "MSGQUEUE": 1000, "NICE": 0, "NOFILE": 256, "NPROC": 1000, "RSS": 1 << 30, "RTPRIO": 0, "RTTIME": 1000,
     "SIGPENDING": 100, "STACK": 8 << 20,
 }  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def rootfs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_rootfs(tmp_path_factory.mktemp("image") / "rootfs")
 
 
 @pytest.fixture

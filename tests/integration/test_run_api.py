@@ -14,7 +14,7 @@ import pytest
 
 import pycontain
 from tests.engine_tools import IMAGE, ROOT, Host
-from tests.runtime_tools import make_rootfs, write_bundle
+from tests.runtime_tools import write_bundle
 
 pytestmark = [pytest.mark.needs("root", "overlayfs", "bridge", "veth", "nft"), pytest.mark.both_executors]
 
@@ -24,11 +24,6 @@ def host(host: Host, monkeypatch: pytest.MonkeyPatch) -> Host:
     monkeypatch.setenv("PYCONTAIN_ROOT", str(host.data))
     monkeypatch.setenv("PYCONTAIN_RUN", str(host.run_directory))
     return host
-
-
-@pytest.fixture(scope="module")
-def rootfs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_rootfs(tmp_path_factory.mktemp("bundle") / "rootfs")
 
 
 def test_run_returns_status_and_output(host: Host) -> None:

@@ -25,11 +25,6 @@ pytestmark = [pytest.mark.needs("root"), pytest.mark.both_executors]
 Bundle = Callable[..., Path]
 
 
-@pytest.fixture(scope="module")
-def rootfs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_rootfs(tmp_path_factory.mktemp("image") / "rootfs")
-
-
 @pytest.fixture
 def bundle(tmp_path: Path, rootfs: Path, executor: str) -> Bundle:
     def make(*args: str, change: Callable[[dict[str, Any]], object] | None = None, name: str = "bundle") -> Path:

@@ -9,17 +9,12 @@ from typing import Any
 
 import pytest
 
-from tests.runtime_tools import Runtime, make_rootfs, write_bundle
+from tests.runtime_tools import Runtime, write_bundle
 
 pytestmark = [pytest.mark.needs("root", "systemd", "cgroup2"), pytest.mark.timeout(200)]
 
 CGROUPS = Path("/sys/fs/cgroup")
 Make = Callable[..., Path]
-
-
-@pytest.fixture(scope="module")
-def rootfs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_rootfs(tmp_path_factory.mktemp("image") / "rootfs")
 
 
 class Systemd(Runtime):

@@ -16,7 +16,7 @@ import pytest
 
 from pycontain.runtime import control, creation
 from tests import machine_tools
-from tests.runtime_tools import Runtime, make_rootfs, write_bundle
+from tests.runtime_tools import Runtime, write_bundle
 from tests.vm import kernel
 
 pytestmark = [pytest.mark.needs("root"), pytest.mark.timeout(120)]
@@ -59,11 +59,6 @@ class Command:
         assert not self.runtime.root.exists() or os.listdir(self.runtime.root) == []
         assert done.stderr.startswith("pycontain-runtime: ")
         return done.stderr.removeprefix("pycontain-runtime: ").strip()
-
-
-@pytest.fixture(scope="module")
-def rootfs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_rootfs(tmp_path_factory.mktemp("config") / "rootfs")
 
 
 @pytest.fixture

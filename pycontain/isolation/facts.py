@@ -87,9 +87,9 @@ def version(program: str) -> str | None:
 
 
 def _accelerator(found: settings.Settings) -> str | None:
-    """What machines get, and why; None where that was not found out yet."""
+    """What machines get, and why, without the times of that trial; None where that was not found out yet."""
     verdict = accel.known(found)
-    return None if verdict is None else f"{verdict.accel} ({verdict.reason})"
+    return None if verdict is None else f"{verdict.accel} ({re.sub(r' after [0-9.]+ s', '', verdict.reason)})"
 
 
 def _processor() -> dict[str, str]:

@@ -162,7 +162,7 @@ MEASURES: tuple[Measure, ...] = (
         _take_files,
         quantities=(
             *_files("proc", ", without those of processes and threads,"),
-            *_files("sys", ", other file systems mounted there included,"),
+            *_files("sys", ", other file systems mounted there included except cgroups,"),
             Quantity("surface.devices.character", "character devices", "devices", _DEVICES),
             Quantity("surface.devices.block", "block devices", "devices", _DEVICES),
             Quantity(

@@ -6,12 +6,14 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/magic.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/prctl.h>
 #include <sys/stat.h>
+#include <sys/statfs.h>
 #include <sys/statvfs.h>
 #include <unistd.h>
 
@@ -57,6 +59,15 @@ static void look_at(int directory, const char *name, mode_t mode, struct tally *
 	}
 }
 
+/* Files of cgroups come and go with what the host runs, as those of processes do. */
+static bool of_cgroups(int directory)
+{
+	struct statfs found;
+
+	return !fstatfs(directory, &found) &&
+	       (found.f_type == CGROUP_SUPER_MAGIC || found.f_type == CGROUP2_SUPER_MAGIC);
+}
+
 /* Closes `directory`. Names of digits alone are processes where `processes`. What cannot be read is not there. */
 static void walk(int directory, int depth, bool processes, struct tally *tally)
 {
@@ -78,7 +89,9 @@ static void walk(int directory, int depth, bool processes, struct tally *tally)
 		} else if (depth) {
 			int below = openat(directory, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
 
-			if (below >= 0)
+			if (below >= 0 && of_cgroups(below))
+				close(below);
+			else if (below >= 0)
 				walk(below, depth - 1, false, tally);
 		}
 	}

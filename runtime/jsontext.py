@@ -39,6 +39,15 @@ def _scanner() -> Any:
     return _scan
 
 
+def _scanned(text: str, start: int) -> Any:
+    try:
+        return _scanner()(text, start)
+    except SystemError:  # its error's class is json.decoder's, which it finds only where that is imported already
+        __import__("json.decoder")
+
+        return _scanner()(text, start)
+
+
 def parse(data: bytes, what: str) -> Any:
     """The value of a JSON text. ``what`` names the file in errors: PycontainError with line and column."""
     if _launcher is not None:
@@ -51,7 +60,7 @@ def parse(data: bytes, what: str) -> Any:
         raise PycontainError(f"cannot parse {what}: found a byte that is not UTF-8 at offset {error.start}") from None
     start = len(text) - len(text.lstrip(" \t\n\r"))
     try:
-        value, end = _scanner()(text, start)
+        value, end = _scanned(text, start)
         rest = text[end:].lstrip(" \t\n\r")
         if not rest:
             return value
@@ -60,7 +69,7 @@ def parse(data: bytes, what: str) -> Any:
         problem, at = "expecting value", stop.value
     except RecursionError:
         raise PycontainError(f"cannot parse {what}: it is nested too deeply") from None
-    except ValueError as error:  # json.JSONDecodeError, imported by the scanner itself when it needs it
+    except ValueError as error:  # json.JSONDecodeError
         message = getattr(error, "msg", None)
         problem, at = message.lower() if message else str(error), getattr(error, "pos", 0)
     line, column = text.count("\n", 0, at) + 1, at - (text.rfind("\n", 0, at) + 1) + 1

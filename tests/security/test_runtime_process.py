@@ -140,8 +140,8 @@ def test_the_runtimes_program_is_overwritten(arena: Arena) -> str:
 
 @attack(
     "CVE-2021-43784",
-    Patch("runtime/plan", 'body += len(value).to_bytes(4, "little") + value', 'body += (len(value) & 0xFFFF).to_bytes(4, "little") + value'),
-    Patch("runtime/plan", "(len(body) - start - 8).to_bytes", "(len(body) - start - 8 & 0xFFFF).to_bytes"),
+    Patch("runtime/plan", '(len(value).to_bytes(4, "little"), value)', '((len(value) & 0xFFFF).to_bytes(4, "little"), value)'),
+    Patch("runtime/plan", "len(arguments).to_bytes", "(len(arguments) & 0xFFFF).to_bytes"),
 )  # fmt: skip
 def test_orders_behind_a_length_that_overflows(arena: Arena) -> str:
     """65536 bytes of groups are as long as none in 16 bits: what they hold would be the next operations.

@@ -77,7 +77,7 @@ def test_a_run_is_interrupted_and_gone_on_with(directory: Path, capfd: pytest.Ca
     assert run("--resume", "r.jsonl") == 1
     assert f"its host was another one: kernel: {now['kernel']} then, 7.0 now" in capfd.readouterr().err
     monkeypatch.undo()
-    os.chdir(directory)
+    monkeypatch.chdir(directory)
     assert run("--resume", "r.jsonl") == 1  # all measures are back
     assert "this version does not have status, other\n" in capfd.readouterr().err
 

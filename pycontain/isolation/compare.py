@@ -27,8 +27,8 @@ from pycontain.isolation.results import OPENED, Figure, OutcomeRecord, Results
 from pycontain.isolation.units import shown
 
 EXACT_UP_TO = 500
-TOLERANCE = 0.10
-FEW_TOLERANCE = 0.50
+TOLERANCE = 0.30
+FEW_TOLERANCE = 1.0
 FEWEST = 3
 LINES = 20  # of each kind, in a text
 LETTERS = 240  # of a line

@@ -11,6 +11,8 @@ The rules, of which each is the same with the runs swapped:
 - A figure of fewer than FEWEST values is not compared unless it is such a count: two pairs of values of the same thing
   lie apart by chance in one case of three.
 - A measure that failed in the new run and had not in the old one is a regression.
+- A 99th percentile that differs is named, and not worse, where its interval reaches 95 % in one run only or none:
+  of few rounds it is chance's.
 - Figures of different variants of a workload are not compared, and nothing is where only one run has it.
 """
 
@@ -222,6 +224,8 @@ def _figures(made: Comparison, level: str) -> None:
             continue
         if agrees(old, new, exact):
             made.agreed += 1
+        elif quantity.name.endswith(".p99") and min(old.coverage, new.coverage) < statistics.CONFIDENCE:
+            made.uncompared.append(Uncompared(f"{level}: {title}", "a 99th percentile of few rounds differs"))
         else:
             made.changes.append(_shift(level, quantity, title, old, new, exact))
 

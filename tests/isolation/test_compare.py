@@ -236,3 +236,16 @@ def test_a_control_that_shows_nothing_is_said(before: Results, tmp_path: Path) -
     found = compare.compare(before, after(tmp_path, change))
     assert found.changes == []
     assert [str(one) for one in found.uncompared] == ["control: Load a module, way 3: in the new run the attack fails without any defence"]
+
+
+def test_a_99th_percentile_of_few_rounds_is_named_and_not_worse(before: Results, tmp_path: Path) -> None:
+    def change(line: Line) -> Line:
+        if str(line.get("quantity")).startswith("interference.cpu.p") and line["level"] == "crun":
+            line["values"] = [value * 4 for value in line["values"]]
+        return line
+
+    found = compare.compare(before, after(tmp_path, change))
+    assert [one.quantity.name for one in found.changes if isinstance(one, compare.Shift)] == ["interference.cpu.p50"]
+    assert [str(one) for one in found.uncompared if "99th" in one.why] == [
+        "crun: Victim beside a cpu hog: p99 against none: a 99th percentile of few rounds differs"
+    ]

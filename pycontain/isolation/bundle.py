@@ -7,7 +7,7 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pycontain.images.config import CAPABILITIES, CPU_PERIOD, DEFAULT_CAPABILITIES, RunOptions, to_spec
+from pycontain.images.config import CAPABILITIES, CPU_PERIOD, DEFAULT_CAPABILITIES, DEFAULT_PATH, RunOptions, to_spec
 from pycontain.images.manifest import ImageConfig, Platform
 from pycontain.runtime.plan import identity
 from pycontain.runtime.plan.seccomp import default_profile
@@ -45,7 +45,7 @@ def place(args: tuple[str, ...], job: Job, *, inside: bool) -> list[str]:
 
 def environment(job: Job) -> dict[str, str]:
     """What a job's program finds in its environment, at the levels without a container too."""
-    return {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root", **job.environment}
+    return {"PATH": DEFAULT_PATH, "HOME": "/root", **job.environment}
 
 
 def configuration(job: Job, kind: Kind, *, root: str, cgroup: str, hostname: str) -> dict[str, Any]:

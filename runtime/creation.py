@@ -255,11 +255,12 @@ def create(
         finally:
             for fd in cgroup_fds:
                 os.close(fd)
-        if beside and machine is None and not (p.uid_maps or p.net_devices):
-            process.go_soon(b"{}")
-        # While init clones; its child does nothing before "go", and no program runs before "start".
+        # While init clones: its child does nothing before "go". Until the last of v1's device rules is written it could
+        # not even make a node, as the first denies everything.
         try:
             cgroup.apply(resources)
+            if beside and machine is None and not (p.uid_maps or p.net_devices):
+                process.go_soon(b"{}")
         finally:
             pid = process.unshared()
         cgroup.entered(pid)

@@ -5,16 +5,20 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import pycontain
 from pycontain.runtime.errors import KernelError, Unsupported
 from pycontain.runtime.kernel import cgroup as kernel
+from pycontain.runtime.kernel import cgroup_v1
 from pycontain.runtime.kernel.cgroup_v1 import CgroupV1
 from tests.integration.cgroup_tools import cat, child, end, run, scratch, sleeper
+from tests.runtime_tools import write_bundle
 
 pytestmark = pytest.mark.needs("root", "cgroup1")
 
@@ -370,3 +374,23 @@ def test_realtime_as_cat_reads_it() -> None:
         outer.apply(asked)
         inner.apply(asked)
         assert [cat(file), cat(file.replace("runtime", "period"))] == ["20000", "500000"]
+
+
+def test_init_makes_no_node_before_the_last_rule_is_written(
+    rootfs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first rule denies everything, nodes too: an init that is as far by then has to wait."""
+    written = []
+
+    def slowly(path: str, text: str) -> None:
+        kernel.write(path, text)
+        written.append(text)
+        if path.endswith("/devices.deny"):
+            time.sleep(0.2)
+
+    monkeypatch.setattr(cgroup_v1, "write", slowly)
+    monkeypatch.setenv("PYCONTAIN_ROOT", str(tmp_path / "data"))
+    monkeypatch.setenv("PYCONTAIN_RUN", str(tmp_path / "run"))
+    result = pycontain.run(bundle=write_bundle(tmp_path / "b", rootfs, "sh", "-c", "[ -c /dev/null ] && echo made"))
+    assert (result.exit_code, result.stdout) == (0, b"made\n")
+    assert "a" in written

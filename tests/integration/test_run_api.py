@@ -135,10 +135,11 @@ def test_threads_do_not_disturb_each_other(host: Host, tmp_path: Path, rootfs: P
         thread.start()
     for thread in threads:
         thread.join()
-    assert results == [b"x\n"] * 24
-    assert other.poll() is None
+    ended = other.poll()
     other.kill()
     other.wait()
+    assert results == [b"x\n"] * 24
+    assert ended is None
     assert (os.getcwd(), os.umask(mask), signal.getsignal(signal.SIGINT)) == (directory, 0o022, handler)
     assert len(os.listdir("/proc/self/fd")) <= descriptors  # another test's may have been collected meanwhile
 

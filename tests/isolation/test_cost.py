@@ -121,18 +121,32 @@ def test_a_file_that_stays_in_memory_is_never_called_cold(world: World, monkeypa
         taken(named("files-cold"), world, "process")
 
 
+def mappings(pids: list[int]) -> bytes:
+    return b"".join(Path(f"/proc/{pid}/smaps").read_bytes() for pid in pids)
+
+
+def at_rest(pids: list[int]) -> tuple[bytes, int]:
+    """The mappings and what `pss` says, of one moment: any process that comes or goes changes the share of others."""
+    for _ in range(100):
+        before, ours, after = mappings(pids), pss(pids), mappings(pids)
+        if before == after:
+            return before, ours
+        time.sleep(0.01)
+    pytest.fail(f"the mappings of {pids} have changed beneath each of 100 readings")
+
+
 def test_memory_is_what_another_program_adds_up(world: World) -> None:
     with world.cgroup("test") as inside, idle(inside, level("container"), 2) as tenants:
         time.sleep(0.2)
         for tenant in tenants:
-            paths = [f"/proc/{pid}/smaps" for pid in tenant.pids()]
-            assert len(paths) >= 2  # the program, and the runtime that waits for it
-            done = subprocess.run(
-                ["awk", "/^Pss:/ { kib += $2 } /^VmFlags:/ { maps++ } END { print kib, maps }", *paths], capture_output=True, text=True, check=True
-            )
+            pids = tenant.pids()
+            assert len(pids) >= 2  # the program, and the runtime that waits for it
+            smaps, ours = at_rest(pids)
+            sums = "/^Pss:/ { kib += $2 } /^VmFlags:/ { maps++ } END { print kib, maps }"
+            done = subprocess.run(["awk", sums], input=smaps, capture_output=True, check=True)
             kib, maps = map(int, done.stdout.split())
             # smaps cuts off the fraction of a KiB of each mapping, smaps_rollup that of the sum only.
-            assert kib <= pss(tenant.pids()) >> 10 <= kib + maps
+            assert kib <= ours >> 10 <= kib + maps
         used = kernel_memory(inside.cap)
     assert used is None or 2 * 16384 < used < 64 << 20  # a kernel stack at least for each
     assert pss([2**22]) == 0

@@ -224,17 +224,13 @@ def _default_mounts(options: RunOptions, namespaces: Mapping[str, str]) -> list[
             "/dev/pts", "devpts", "devpts", "nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"
         ),
         _mount("/sys/fs/cgroup", "cgroup", "cgroup", *safe, "relatime", *write),
+        # The queues of whatever ipc namespace it is in, the host's too, where nobody need have mounted them.
+        _mount("/dev/mqueue", "mqueue", "mqueue", *safe),
     ]
     if namespaces["ipc"] == "host":
-        mounts += [
-            _mount("/dev/mqueue", "bind", "/dev/mqueue", "rbind", *safe),
-            _mount("/dev/shm", "bind", "/dev/shm", "rbind", *safe),
-        ]
+        mounts.append(_mount("/dev/shm", "bind", "/dev/shm", "rbind", *safe))
     else:
-        mounts += [
-            _mount("/dev/mqueue", "mqueue", "mqueue", *safe),
-            _mount("/dev/shm", "tmpfs", "shm", *safe, "mode=1777", f"size={options.shm_size}"),
-        ]
+        mounts.append(_mount("/dev/shm", "tmpfs", "shm", *safe, "mode=1777", f"size={options.shm_size}"))
     return mounts
 
 

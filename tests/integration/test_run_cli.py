@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import pty
@@ -75,6 +76,25 @@ def test_it_is_alone_in_namespaces_of_its_own(host: Host) -> None:
     lines = host.out("run", "--rm", IMAGE, "sh", "-c", script).splitlines()
     for kind, line in zip(("pid", "net", "mnt", "ipc", "uts", "cgroup"), lines, strict=True):
         assert line != os.readlink(f"/proc/self/ns/{kind}")
+
+
+@pytest.mark.namespaces_only("another kernel has queues of its own")
+def test_the_hosts_ipc_namespace_has_its_queues_mounted_or_not(host: Host) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    name = f"/pycontain-test-{os.getpid()}"
+    words = ("run", "--rm", "--network", "none", "--ipc", "host", IMAGE, "ls", "/dev/mqueue")
+    # As on a host that has mounted them nowhere.
+    bare = ["unshare", "--mount", "sh", "-c", 'umount /dev/mqueue 2>/dev/null; exec "$@"', "sh"]
+    queue = libc.mq_open(name.encode(), os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600, None)
+    assert queue >= 0, os.strerror(ctypes.get_errno())
+    try:
+        for before in ([], bare):
+            done = subprocess.run([*before, *host.argv(*words)], env=host.environment, capture_output=True, text=True)
+            assert done.stdout.splitlines().count(name[1:]) == 1, done.stderr
+    finally:
+        os.close(queue)
+        libc.mq_unlink(name.encode())
+    assert host.out("run", "--rm", "--network", "none", IMAGE, "ls", "/dev/mqueue") == ""
 
 
 def test_it_is_the_first_process_and_has_three_descriptors(host: Host) -> None:

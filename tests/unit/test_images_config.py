@@ -132,6 +132,7 @@ def test_every_wish_arrives() -> None:
     mounts = {mount["destination"]: mount for mount in spec["mounts"]}
     assert mounts["/t"]["options"] == ["nosuid", "nodev", "noexec", "size=1m", "exec"]
     assert mounts["/dev/shm"]["source"] == "/dev/shm"
+    assert mounts["/dev/mqueue"]["type"] == "mqueue"
 
 
 def test_privileged_opens_everything() -> None:

@@ -105,11 +105,13 @@ def _nearest(option: str, name: str, known: Iterable[str]) -> str:
     return f"pycontain isolation run {option} {near[0]}" if near else "pycontain isolation levels"
 
 
-def estimate(levels: Sequence[Level], measures: Sequence[Measure]) -> tuple[float, float]:
-    """About how many seconds every measure's least and greatest number of rounds last at these levels."""
+def estimate(levels: Sequence[Level], measures: Sequence[Measure], budget: float) -> tuple[float, float]:
+    """About how many seconds a run at these levels lasts at least and at most: ``budget`` cuts off all but its first
+    round."""
     costs = [(measure, expected(measure, level.name)) for measure in measures for level in levels]
+    first = sum(seconds for _, seconds in costs)
     least, most = (sum(measure.rounds[end] * seconds for measure, seconds in costs) for end in (0, 1))
-    return least, most
+    return max(first, min(least, budget)), max(first, min(most, budget))
 
 
 def expected(measure: Measure, level: str) -> float:

@@ -153,11 +153,9 @@ def _announce(
             shown.say(f"missing: {level.name}: {missing}")
     if now["load"] > _BUSY * now["cpus"]:
         shown.say(f"busy: the load is {now['load']:.1f} on {now['cpus']} processors, figures will be wide")
-    least, most = runner.estimate(present, measures)
-    shown.say(
-        f"{_count(measures, 'measure')} at {_count(present, 'level')}: about {progress.clock(least)} at least, "
-        f"{progress.clock(max(least, min(most, budget)))} at most"
-    )
+    least, most = (progress.clock(seconds) for seconds in runner.estimate(present, measures, budget))
+    lasts = f"about {least}" if least == most else f"about {least} at least, {most} at most"
+    shown.say(f"{_count(measures, 'measure')} at {_count(present, 'level')}: {lasts}")
 
 
 def _count(things: Sequence[object], name: str) -> str:

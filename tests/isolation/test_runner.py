@@ -103,6 +103,20 @@ class Bench:
         return found
 
 
+@pytest.mark.parametrize(
+    ("budget", "told"),
+    [
+        (100, (36, 72)),  # all that is wanted fits
+        (50, (36, 50)),
+        (20, (20, 20)),  # the least number of rounds does not
+        (5, (12, 12)),  # the first round is taken all the same
+    ],
+)
+def test_no_run_is_expected_to_last_longer_than_its_budget_but_for_its_first_round(budget: float, told: tuple[float, float]) -> None:
+    asked = [measure("a", giving(), rounds=(3, 6), seconds=1)]
+    assert runner.estimate([Place("container"), Place("chroot"), Place("vm-tcg")], asked, budget) == told
+
+
 def giving(*values: float) -> Take:
     """A taking that yields one value after the other, one a call, of the quantity "start"."""
     left = iter(values)

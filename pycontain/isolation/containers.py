@@ -6,13 +6,14 @@ import json
 import os
 import shutil
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 
 from pycontain.isolation import bundle, rootfs
 from pycontain.isolation.bundle import Kind
 from pycontain.isolation.child import Child
-from pycontain.isolation.model import Job, Level
+from pycontain.isolation.model import Ended, Job, Level
 from pycontain.isolation.tenants import Base, Running
 from pycontain.isolation.users import delegate, reachable
 from pycontain.isolation.world import World
@@ -69,8 +70,8 @@ class Contained(Running):
             environment=self.environment,
         )
 
-    def verb(self, *words: str) -> None:
-        """One more command of the runtime's; what it says is nothing to anybody, as the container may be gone."""
+    def verb(self, *words: str) -> bool:
+        """One more command of the runtime's: whether it ended well, which it need not, as the container may be gone."""
         child = Child(
             self.world.probe,
             [*self.runtime, *words],
@@ -82,7 +83,8 @@ class Contained(Running):
         )
         try:
             child.go()
-            child.wait(_VERB_SECONDS)
+            ended = child.wait(_VERB_SECONDS)
+            return ended is not None and ended.status == 0
         finally:
             child.close()
 
@@ -134,6 +136,16 @@ class Container(Base):
         return Contained(world, self, job, mine(world), self.kind)
 
 
+class _Peers(Contained):
+    """By another runtime, which may let the program go before it has written down that there is a container: crun."""
+
+    def exec(self, args: Sequence[str], timeout: float = 60.0) -> Ended:
+        until = time.monotonic() + _VERB_SECONDS
+        while not self.verb("state", self.id) and time.monotonic() < until:
+            time.sleep(0.01)
+        return super().exec(args, timeout)
+
+
 class Peer(Container):
     """The same by another runtime, which the level is named after."""
 
@@ -144,7 +156,7 @@ class Peer(Container):
 
     def made(self, world: World, job: Job) -> Running:
         runtime = [world.bin(self.name) or self.name, "--root", f"{world.directory}/state/{self.name}", *self.options]
-        return Contained(world, self, job, runtime, self.kind)
+        return _Peers(world, self, job, runtime, self.kind)
 
 
 class Sandbox(Peer):

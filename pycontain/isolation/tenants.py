@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from pycontain.isolation import cgroup_v2
 from pycontain.isolation.child import Child
 from pycontain.isolation.model import Ended, Job, Level
-from pycontain.isolation.world import CAP_MEMORY, CAP_PIDS, World, make_cgroup, remove_cgroup
+from pycontain.isolation.sweeping import remove_cgroup
+from pycontain.isolation.world import CAP_MEMORY, CAP_PIDS, World, make_cgroup
 from pycontain.runtime.errors import PycontainError
 from pycontain.runtime.kernel.cgroup import hierarchies, mode_of, open_cgroup
 

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Literal
 
-from pycontain.isolation.world import INSTANCES, PREFIX
+from pycontain.isolation.sweeping import INSTANCES, PREFIX
 from pycontain.runtime.errors import PycontainError, Unsupported
 
 if TYPE_CHECKING:

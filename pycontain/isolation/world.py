@@ -11,7 +11,6 @@ Sources: namespaces(7), pid_namespaces(7), mount_namespaces(7), cgroups(7).
 from __future__ import annotations
 
 import copy
-import errno
 import fcntl
 import os
 import select
@@ -20,21 +19,18 @@ import signal
 import socket
 import struct
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, TypeVar
 
+from pycontain.isolation.sweeping import DISK, PREFIX, new_id, remove_cgroup, sweep, sweep_dead
 from pycontain.runtime.errors import KernelError, NotFound, PycontainError
 from pycontain.runtime.kernel import syscalls
 from pycontain.runtime.kernel.cgroup import Cgroup, hierarchies, mode_of, open_cgroup
 
-PREFIX = "pycontain-isolation-"
 CAP_MEMORY, CAP_PIDS = 1 << 30, 600  # of every tenant
 DIRECTORY = "/run/pycontain-isolation"
 PUBLIC = "/run/pycontain-tenants"
-DISK = "/var/tmp"
-INSTANCES = "/sys/kernel/tracing/instances"
 
 _CLONE_NEWNS, _CLONE_NEWUTS, _CLONE_NEWIPC, _CLONE_NEWPID, _CLONE_NEWNET = 0x20000, 1 << 26, 1 << 27, 1 << 29, 1 << 30
 _MS_NOSUID, _MS_NODEV, _MS_NOEXEC, _MS_REC, _MS_PRIVATE = 2, 4, 8, 0x4000, 0x40000
@@ -158,13 +154,6 @@ def make_cgroup(
     return group
 
 
-def remove_cgroup(group: Cgroup) -> None:
-    """Kill what is in it, remove it and all below it."""
-    if group.exists():
-        group.kill_all()
-        group.remove()
-
-
 def _mine() -> list[str]:
     beside = os.path.join(os.path.dirname(sys.executable), "pycontain-runtime")
     found = beside if os.access(beside, os.X_OK) else shutil.which("pycontain-runtime")
@@ -182,7 +171,7 @@ def enter(main: Callable[[World], int]) -> int:
     """
     _root()
     sweep_dead()
-    id = _new_id()
+    id = new_id()
     sys.stdout.flush()
     sys.stderr.flush()
     sweeper, held = _sweeper(id)
@@ -283,7 +272,7 @@ def here() -> Iterator[World]:
     levels start is in the world's cgroup. Threads of this process stay where they are.
     """
     _root()
-    id = _new_id()
+    id = new_id()
     sweeper, held = _sweeper(id)
     before = {name: os.open(f"/proc/self/ns/{name}", os.O_RDONLY | os.O_CLOEXEC) for name in _NAMES}
     directory = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -364,25 +353,7 @@ def _status(ended: int) -> int:
     return code if code >= 0 else 128 - code
 
 
-# ---- clearing up
-
-
-def _new_id() -> str:
-    """Of this process, by its start time too, as numbers come again: ``PID-TICKS-COUNT``."""
-    _ids.append(0)
-    return f"{os.getpid()}-{_started(os.getpid())}-{len(_ids)}"
-
-
-_ids: list[int] = []
-
-
-def _started(pid: int) -> int | None:
-    """When it started, in clock ticks since boot (proc_pid_stat(5), field 22); None where there is no such process."""
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            return int(file.read().rpartition(b")")[2].split()[19])
-    except (FileNotFoundError, ProcessLookupError):
-        return None
+# ---- clearing up, when it has ended
 
 
 def _sweeper(id: str) -> tuple[int, int]:
@@ -407,41 +378,3 @@ def _sweeper(id: str) -> tuple[int, int]:
     except BaseException as error:
         _last_words(error)
     raise AssertionError("not reached")
-
-
-def sweep(id: str) -> None:
-    """Remove what a world has left: its cgroups with all that runs in them, its files, its tracer."""
-    remove_cgroup(open_cgroup(f"/{PREFIX}{id}"))
-    instance = f"{INSTANCES}/{PREFIX}{id}"
-    until = time.monotonic() + 1
-    while os.path.isdir(instance):
-        try:
-            os.rmdir(instance)
-        except OSError as error:
-            # A file in it is open, which a process that dies is about to close.
-            if error.errno != errno.EBUSY or time.monotonic() > until:
-                raise
-            time.sleep(0.01)
-    path = f"{DISK}/{PREFIX}{id}"
-    if os.path.isdir(path):
-        shutil.rmtree(path)
-
-
-def leftovers() -> list[str]:
-    """The ids of worlds of which there is a cgroup, a file or a tracer, living ones included."""
-    found = set()
-    for above in (*(hierarchy.mount for hierarchy in hierarchies()), DISK, INSTANCES):
-        for name in os.listdir(above) if os.path.isdir(above) else ():
-            path = os.path.join(above, name)
-            # Others may write to that directory too.
-            if name.startswith(PREFIX) and os.path.isdir(path) and os.lstat(path).st_uid == os.geteuid():
-                found.add(name.removeprefix(PREFIX))
-    return sorted(found)
-
-
-def sweep_dead() -> None:
-    """Sweep every world whose process is gone."""
-    for id in leftovers():
-        pid, _, rest = id.partition("-")
-        if pid.isdigit() and str(_started(int(pid))) != rest.partition("-")[0]:
-            sweep(id)

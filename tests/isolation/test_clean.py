@@ -11,20 +11,22 @@ from pathlib import Path
 
 import pytest
 
+from pycontain.isolation import sweeping
 from pycontain.isolation import world as worlds
+from pycontain.runtime.state import start_time
 
 pytestmark = pytest.mark.needs("root")
 _RUN = """
 import os
 import sys
-from pycontain.isolation import world
+from pycontain.isolation import sweeping, world
 from pycontain.isolation.levels import level
 from pycontain.isolation.model import Job
 
 def main(made):
     open(made.scratch("data") + "/file", "w").close()
-    if os.path.isdir(world.INSTANCES):  # tracefs, where it is mounted
-        os.mkdir(world.INSTANCES + "/" + world.PREFIX + made.id)
+    if os.path.isdir(sweeping.INSTANCES):  # tracefs, where it is mounted
+        os.mkdir(sweeping.INSTANCES + "/" + sweeping.PREFIX + made.id)
     job = Job(("/bin/sh", "-c", "sleep 1234 & sleep 0.05; echo up; wait"))
     tenants = [level(name).start(made, job) for name in ("process", "chroot", "container", "rootless")]
     for tenant in tenants:
@@ -61,7 +63,7 @@ def gone(pids: list[int], id: str, seconds: float = 15.0) -> list[str]:
     until = time.monotonic() + seconds
     while True:
         left = [str(pid) for pid in pids if Path(f"/proc/{pid}").exists()]
-        left += [found for found in worlds.leftovers() if found.startswith(id)]
+        left += [found for found in sweeping.leftovers() if found.startswith(id)]
         left += [line for line in Path("/proc/self/mountinfo").read_text().splitlines() if worlds.PUBLIC in line]
         if not left or time.monotonic() > until:
             return left
@@ -74,7 +76,7 @@ def test_a_killed_run_leaves_nothing() -> None:
     pids = below(run.pid)
     names = [Path(f"/proc/{pid}/cmdline").read_bytes() for pid in pids]
     assert sum(b"sleep\x001234" in name for name in names) == 4, names
-    assert [id for id in worlds.leftovers() if id.startswith(f"{run.pid}-")]
+    assert [id for id in sweeping.leftovers() if id.startswith(f"{run.pid}-")]
     run.kill()
     run.wait()
     run.stdout.close()
@@ -115,6 +117,23 @@ def test_what_nobody_could_sweep_the_next_run_does() -> None:
     run.wait()
     run.stdout.close()
     assert gone(pids, "no world's") == []
-    assert [id for id in worlds.leftovers() if id.startswith(f"{run.pid}-")]
+    assert [id for id in sweeping.leftovers() if id.startswith(f"{run.pid}-")]
     assert worlds.enter(lambda world: 5) == 5
     assert gone(pids, f"{run.pid}-", 0) == []
+
+
+def test_a_world_whose_number_another_process_has_by_now_is_swept_and_no_living_one() -> None:
+    pid, started = os.getpid(), start_time(os.getpid())
+    assert started is not None
+    last = 9999  # no world of this process's own gets that far
+    living, dead, nobodys = f"{pid}-{started}-{last}", f"{pid}-{started - 1}-{last}", f"x-{pid}"
+    paths = [Path(sweeping.DISK, sweeping.PREFIX + id) for id in (living, dead, nobodys)]
+    for path in paths:
+        path.mkdir()
+    try:
+        sweeping.sweep_dead()
+        assert [path.exists() for path in paths] == [True, False, True]
+    finally:
+        sweeping.sweep(living)
+        sweeping.sweep(nobodys)
+    assert not any(path.exists() for path in paths)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import subprocess
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,8 @@ from pycontain.isolation.bundle import USER
 from pycontain.isolation.child import Child
 from pycontain.isolation.levels import LEVELS, level
 from pycontain.isolation.model import Bind, Job
-from pycontain.isolation.world import World, make_cgroup, remove_cgroup
+from pycontain.isolation.sweeping import remove_cgroup
+from pycontain.isolation.world import World, make_cgroup
 from pycontain.runtime.errors import PycontainError
 from pycontain.runtime.kernel.cgroup import hierarchies, mode_of
 from tests import machine_tools
@@ -75,6 +78,26 @@ def test_a_tenant_speaks_is_joined_and_is_stopped(world: World, name: str) -> No
         tenant.stop()
     assert [pid for pid in pids if runs(pid)] == []
     assert left(world) == []
+
+
+def test_what_crun_has_not_yet_written_down_is_waited_for(world: World) -> None:
+    available(world, "crun")
+    tenant = level("crun").start(world, Job(("/bin/sh", "-c", "echo up; exec sleep 100")))
+    try:
+        assert tenant.line() == "up"
+        (folder,) = Path(world.directory, "state/crun").iterdir()
+        status = folder / "status"
+        until = time.monotonic() + 10
+        while not status.exists():
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        late = status.rename(folder / "late")
+        timer = threading.Timer(0.3, late.rename, (status,))
+        timer.start()
+        assert tenant.exec(("/bin/sh", "-c", "echo here")).stdout == b"here\n"
+        timer.join()
+    finally:
+        tenant.stop()
 
 
 def runs(pid: int) -> bool:

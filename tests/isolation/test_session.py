@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from pycontain import cli
-from pycontain.isolation import facts, results, session, world
+from pycontain.isolation import facts, results, session, sweeping
 from pycontain.isolation.levels import LEVELS
 from pycontain.isolation.model import Job, Level, Measure, Quantity, Sample
 from pycontain.isolation.world import World
@@ -67,7 +67,7 @@ def test_a_run_is_interrupted_and_gone_on_with(directory: Path, capfd: pytest.Ca
     for level in ("process", "container"):
         figure = found.figure(level, "status")
         assert figure is not None and set(figure.points) == {7.0}
-    assert [id for id in world.leftovers() if id.startswith(f"{os.getpid()}-")] == []
+    assert [id for id in sweeping.leftovers() if id.startswith(f"{os.getpid()}-")] == []
 
     assert run("--resume", "r.jsonl") == 1
     assert "r.jsonl is complete" in capfd.readouterr().err

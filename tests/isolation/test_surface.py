@@ -20,7 +20,8 @@ from pycontain.isolation.levels import level
 from pycontain.isolation.model import Job, Outcome
 from pycontain.isolation.runner import Opened
 from pycontain.isolation.surface import allowed, answer, calls, let_through
-from pycontain.isolation.world import INSTANCES, PREFIX, World
+from pycontain.isolation.sweeping import INSTANCES, PREFIX
+from pycontain.isolation.world import World
 from pycontain.runtime.errors import PycontainError, Unsupported
 from pycontain.runtime.plan.seccomp import compile_filter
 from tests.isolation.test_levels import available

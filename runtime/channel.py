@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import posix as os
 
-from pycontain.runtime.errors import PycontainError
+from pycontain.runtime import errors
 
 UNSHARED, GO, READY, START, EXITED, FAILED, DATA, HELLO, PART, SESSION = range(1, 11)
 LISTENER, MOUNTED = 17, 18
@@ -21,14 +21,6 @@ NO_OP = 0xFFFFFFFF  # the index of a failure that is no operation's
 
 
 DETAIL_BYTES = 300  # of a failure's words, which may be a hostile guest's
-
-
-class ChannelClosed(PycontainError):
-    """Init closed the channel, or said nothing in time, where a message was due."""
-
-
-class Nonsense(ChannelClosed):
-    """What came is no message, or is not the one that was due."""
 
 
 def message(kind: int, payload: bytes = b"") -> bytes:
@@ -56,7 +48,7 @@ def header(head: bytes, most: int = MAX_BYTES) -> tuple[int, int]:
     """The type and the size of the message that begins so; of at most ``most`` bytes. Raises Nonsense."""
     kind, size = int.from_bytes(head[:4], "little"), int.from_bytes(head[4:], "little")
     if kind not in NAMES or size > most:
-        raise Nonsense(f"init sent nonsense: found message {kind} of {size} bytes")
+        raise errors.Nonsense(f"init sent nonsense: found message {kind} of {size} bytes")
     return kind, size
 
 
@@ -76,7 +68,7 @@ def _exactly(fd: int, size: int) -> bytes | None:
 def failure(payload: bytes) -> tuple[int, int, str]:
     """``(operation index, errno, detail)`` of a FAILED message; the detail is a call's text or says what was found."""
     if len(payload) < 8:
-        raise Nonsense("init sent nonsense: found a failure of less than 8 bytes")
+        raise errors.Nonsense("init sent nonsense: found a failure of less than 8 bytes")
     error = int.from_bytes(payload[4:8], "little", signed=True)
     detail = payload[8 : 8 + DETAIL_BYTES].decode("utf-8", "replace")
     if not detail.isprintable():  # it goes to a terminal

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import posix as os
 
-from pycontain.runtime.errors import Conflict, KernelError, NotFound, PycontainError, SpecError
+from pycontain.runtime import errors
 from pycontain.runtime.jsontext import dump
 from pycontain.runtime.state import Container
 
@@ -46,14 +46,14 @@ def start(id: str, *, root: str) -> None:
     with Container.open(root, id) as container:
         container.require("start")
         if container.fields.get("no_process"):  # runtime.md, "Start"; the container stays as it is
-            raise SpecError("$.process", "found nothing, wanted the process to run")
+            raise errors.SpecError("$.process", "found nothing, wanted the process to run")
         directory = os.open(container.directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             client = sockets.connect(f"/proc/self/fd/{directory}/control.sock")
         except OSError as error:
             # It took a start before, and whoever sent that was killed before the state was written.
             container.transition("start")
-            raise Conflict(f"cannot start container {id}: it was started before ({error.strerror})") from None
+            raise errors.Conflict(f"cannot start container {id}: it was started before ({error.strerror})") from None
         finally:
             os.close(directory)
 
@@ -69,7 +69,7 @@ def start(id: str, *, root: str) -> None:
             process.takes(plan, START_SECONDS)
         try:
             started(container, process)
-        except PycontainError:
+        except errors.PycontainError:
             # containerd deletes at once what did not start, if it has ended by then, and never where it has not.
             if "machine" not in container.fields:
                 _wait_gone(container)
@@ -81,8 +81,6 @@ def started(container: Container, process: Process) -> None:
 
     Where a hook fails, the container is no more when this raises HookFailed (runtime.md, "Lifecycle", 7 and 9).
     """
-    from pycontain.runtime.namespaces import HookFailed
-
     try:
         state = b"{}"
         if "inner_pid" in container.fields:  # there are hooks
@@ -90,7 +88,7 @@ def started(container: Container, process: Process) -> None:
         process.start(state)
         container.transition("start")  # on record while execve is under way; a process that fails is "stopped" anyway
         process.running(container)
-    except HookFailed:
+    except errors.HookFailed:
         process.close()
         _destroy(container)
         raise
@@ -106,7 +104,7 @@ def started(container: Container, process: Process) -> None:
 
         try:
             _hooks.run_all({"poststart": hooks}, "poststart", container.oci("running"))
-        except HookFailed:
+        except errors.HookFailed:
             _destroy(container)
             raise
 
@@ -162,9 +160,9 @@ def _signal(pid: int, signal: int) -> None:
         finally:
             os.close(fd)
     except ProcessLookupError:
-        raise Conflict(f"cannot send signal {signal} to process {pid}: no such process") from None
+        raise errors.Conflict(f"cannot send signal {signal} to process {pid}: no such process") from None
     except OSError as error:
-        raise KernelError(f"cannot send signal {signal} to process {pid}", error.errno or 0) from None
+        raise errors.KernelError(f"cannot send signal {signal} to process {pid}", error.errno or 0) from None
 
 
 def pause(id: str, *, root: str) -> None:
@@ -187,7 +185,7 @@ def delete(id: str, *, root: str, force: bool = False) -> None:
     """Remove what is left: processes (``force``, or not yet started), cgroup, state. Raises Conflict, NotFound."""
     try:
         container = Container.open(root, id)
-    except NotFound:
+    except errors.NotFound:
         if force:
             return
         raise
@@ -200,12 +198,19 @@ def delete(id: str, *, root: str, force: bool = False) -> None:
 
 def _destroy(container: Container, status: str = "running") -> None:
     """runtime.md, "Lifecycle" 12 and 13: what create made is undone, and poststop hooks run."""
-    if container.fields.get("cgroup") is not None:
-        cgroup = cgroup_of(container)
+    fields = container.fields
+    if fields.get("cgroup") is not None:
         # pid_namespaces(7): the end of its first process is the end of all in a pid namespace.
-        if not (status == "stopped" and container.fields.get("own_pids")):
-            cgroup.kill_all()
-        cgroup.remove()
+        ended = status == "stopped" and fields.get("own_pids")
+        if ended and fields["cgroup"] and not ("manager" in fields or "rootless" in fields):
+            from pycontain.runtime.kernel.cgroup import remove
+
+            remove(fields["cgroup"])
+        else:
+            cgroup = cgroup_of(container)
+            if not ended:
+                cgroup.kill_all()
+            cgroup.remove()
     _wait_gone(container)
     if "mounts_before" in container.fields:
         from pycontain.runtime.shared_mounts import undo

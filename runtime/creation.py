@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import posix as os
 
-from pycontain.runtime import namespaces, sockets, spec
+from pycontain.runtime import errors, namespaces, sockets, spec
 from pycontain.runtime.control import cgroup_of, started
-from pycontain.runtime.errors import KernelError, NotFound, PycontainError, SpecError, Unsupported
 from pycontain.runtime.jsontext import dump, parse
 from pycontain.runtime.kernel.cgroup import absolute, hierarchies, open_cgroup
 from pycontain.runtime.kernel.host import privileged, probe
@@ -77,10 +76,10 @@ def complete_resources(config: dict[str, Any]) -> dict[str, Any]:
 def rootfs_of(config: dict[str, Any], bundle: str) -> dict[str, Any]:
     path = (config.get("root") or {}).get("path")
     if path is None:
-        raise SpecError("$.root.path", "found nothing, wanted a directory")
+        raise errors.SpecError("$.root.path", "found nothing, wanted a directory")
     path = path if path.startswith("/") else f"{bundle}/{path}"
     if not is_directory(path):
-        raise SpecError("$.root.path", f"found {path!r}, which is not a directory")
+        raise errors.SpecError("$.root.path", f"found {path!r}, which is not a directory")
     # The mount's parent is found by name: no links in the way.
     return {"kind": "directory", "path": real(path)}
 
@@ -147,12 +146,12 @@ def create(
         if size is not None:
             config["process"].setdefault("consoleSize", size)
     if terminal and console is None:
-        raise PycontainError(
+        raise errors.PycontainError(
             "cannot create a container with a terminal: $.process.terminal is true, but there is no console socket",
             hint="--console-socket PATH",
         )
     if console is not None and not terminal:
-        raise PycontainError(
+        raise errors.PycontainError(
             "found a console socket, but $.process.terminal is not true", hint="set $.process.terminal to true"
         )
     found = hierarchies()
@@ -184,7 +183,9 @@ def create(
         )  # fmt: skip
     if machine is not None:
         if manager is not None:
-            raise Unsupported(f"--cgroup-manager {manager}: a container in a machine has its cgroups by their files")
+            raise errors.Unsupported(
+                f"--cgroup-manager {manager}: a container in a machine has its cgroups by their files"
+            )
         p, resources = machine.plan, machine.host_resources
     else:
         p = plan_for(
@@ -329,7 +330,7 @@ def create(
 
                 undo(container.fields)
         container.remove()  # a cgroup that could not be made may be another container's
-        if isinstance(error, namespaces.HookFailed):
+        if isinstance(error, errors.HookFailed):
             from pycontain.runtime import hooks as _hooks
 
             _hooks.poststop(container.fields["poststop"], container.oci("stopped"))
@@ -399,19 +400,21 @@ def write_pid_file(path: str, pid: int) -> None:
         os.close(fd)
         os.rename(temporary, path)
     except OSError as error:
-        raise KernelError(f"cannot write the pid file {path}", error.errno or 0) from None
+        raise errors.KernelError(f"cannot write the pid file {path}", error.errno or 0) from None
 
 
 def read_config(bundle: str, file: str | None = None) -> bytes:
     """The bytes of a bundle's config.json, or of ``file``. Raises NotFound with a hint."""
     if not is_directory(bundle):
-        raise NotFound(f"bundle {bundle} does not exist", hint="--bundle PATH names a directory with a config.json")
+        raise errors.NotFound(
+            f"bundle {bundle} does not exist", hint="--bundle PATH names a directory with a config.json"
+        )
     if file is not None:
         return read_bounded(file)
     try:
         return read_bounded(f"{bundle}/config.json")
-    except NotFound as error:
-        raise NotFound(error.message, hint="pycontain-runtime spec makes one") from None
+    except errors.NotFound as error:
+        raise errors.NotFound(error.message, hint="pycontain-runtime spec makes one") from None
 
 
 def now() -> str:
@@ -433,7 +436,7 @@ def config_of(container: Container) -> dict[str, Any]:
     path = f"{container.directory}/config.json"
     try:
         config: dict[str, Any] = parse(read_bounded(path), path)
-    except NotFound:
+    except errors.NotFound:
         return {}
     return config
 

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import posix as os
 
-from pycontain.runtime import namespaces
-from pycontain.runtime.errors import PycontainError
+from pycontain.runtime import errors, namespaces
 from pycontain.runtime.jsontext import dump
 from pycontain.runtime.plan.plan import Plan, hook_op
 
@@ -29,7 +28,7 @@ def poststop(hooks: list[dict[str, Any]], state: dict[str, Any]) -> None:
     for i, hook in enumerate(hooks):
         try:
             _run([hook_op(hook, f"$.hooks.poststop[{i}]", state["bundle"])], state)
-        except PycontainError as error:
+        except errors.PycontainError as error:
             os.write(2, f"warning: {error.message}\n".encode())
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 
-from pycontain.runtime.errors import PycontainError
+from pycontain.runtime import errors
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -57,7 +57,9 @@ def parse(data: bytes, what: str) -> Any:
     try:
         text = data.decode()
     except UnicodeDecodeError as error:
-        raise PycontainError(f"cannot parse {what}: found a byte that is not UTF-8 at offset {error.start}") from None
+        raise errors.PycontainError(
+            f"cannot parse {what}: found a byte that is not UTF-8 at offset {error.start}"
+        ) from None
     start = len(text) - len(text.lstrip(" \t\n\r"))
     try:
         value, end = _scanned(text, start)
@@ -68,19 +70,19 @@ def parse(data: bytes, what: str) -> Any:
     except StopIteration as stop:
         problem, at = "expecting value", stop.value
     except RecursionError:
-        raise PycontainError(f"cannot parse {what}: it is nested too deeply") from None
+        raise errors.PycontainError(f"cannot parse {what}: it is nested too deeply") from None
     except ValueError as error:  # json.JSONDecodeError
         message = getattr(error, "msg", None)
         problem, at = message.lower() if message else str(error), getattr(error, "pos", 0)
     line, column = text.count("\n", 0, at) + 1, at - (text.rfind("\n", 0, at) + 1) + 1
-    raise PycontainError(f"cannot parse {what}: {problem} at line {line} column {column}")
+    raise errors.PycontainError(f"cannot parse {what}: {problem} at line {line} column {column}")
 
 
 def loads(data: bytes) -> Any:
     """json.loads, which is imported only to read, or to refuse, what the scanner alone does not take."""
     try:
         return parse(data, "JSON")
-    except PycontainError:
+    except errors.PycontainError:
         import json
 
         return json.loads(data)

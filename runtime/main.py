@@ -8,7 +8,7 @@ from __future__ import annotations
 import posix as os
 import sys
 
-from pycontain.runtime.errors import KernelError, NotFound, PycontainError, Unsupported
+from pycontain.runtime import errors
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -82,6 +82,8 @@ def run(argv: list[str]) -> int:
         name, *rest = rest or ("help",)
         if options.get("help"):
             name = "help"
+        if name not in ("start", "delete"):  # nothing to undo: they may end wherever they are
+            __import__("_signal")  # has SIGINT raise KeyboardInterrupt, if nothing has yet (init/embedded.c)
         if name in OFTEN:
             arguments, _, table = OFTEN[name]
             verb = globals()[f"_{name}"]
@@ -91,7 +93,7 @@ def run(argv: list[str]) -> int:
             if name == "help":
                 return verbs.usage()
             if name not in verbs.COMMANDS:
-                raise PycontainError(f"unknown command {name!r}", hint="pycontain-runtime --help")
+                raise errors.PycontainError(f"unknown command {name!r}", hint="pycontain-runtime --help")
             arguments, _, table = verbs.COMMANDS[name]
             verb = getattr(verbs, f"_{name}")
         table = {**table, "--help": ("help", "bool"), "-h": ("help", "bool")}
@@ -108,7 +110,7 @@ def run(argv: list[str]) -> int:
             return usage(name)
         needed = arguments.split(" [")[0].split()
         if len(words) < len(needed) or len(words) > len(needed) and "[" not in arguments:
-            raise PycontainError(
+            raise errors.PycontainError(
                 f"{name} takes {arguments or 'no arguments'}: found {len(words)} arguments",
                 hint=f"pycontain-runtime {name} --help",
             )
@@ -117,7 +119,7 @@ def run(argv: list[str]) -> int:
         mine["manager"] = _manager(options) if options.get("systemd") or "cgroup_manager" in options else None
         result: int = verb(options.get("root") or state_root(), mine, words)
         return result
-    except PycontainError as error:
+    except errors.PycontainError as error:
         report(error, options)
         return error.exit_code
     except BrokenPipeError:
@@ -125,7 +127,7 @@ def run(argv: list[str]) -> int:
     except Exception as error:
         if options.get("debug"):
             raise
-        report(PycontainError(f"bug: {type(error).__name__}: {error}", hint="--debug shows where"), options)
+        report(errors.PycontainError(f"bug: {type(error).__name__}: {error}", hint="--debug shows where"), options)
         return 1
 
 
@@ -152,7 +154,7 @@ def parse(argv: list[str], table: dict[str, tuple[str, str]], where: str) -> tup
         if name not in table and "-" + name in table:
             name = "-" + name
         if name not in table:
-            raise PycontainError(
+            raise errors.PycontainError(
                 f"{where}: unknown option {name}",
                 hint=f"{'' if where == PROGRAM else PROGRAM + ' '}{where} --help",
             )
@@ -161,18 +163,18 @@ def parse(argv: list[str], table: dict[str, tuple[str, str]], where: str) -> tup
         if kind in ("bool", "no"):
             on = not equals or value.lower() in ("true", "1", "t")
             if kind == "no" and on:
-                raise Unsupported(f"{where} {name}: {key} is not built yet")
+                raise errors.Unsupported(f"{where} {name}: {key} is not built yet")
             found[key] = on
             continue
         if not equals:
             if i == len(argv):
-                raise PycontainError(f"{where}: {name} wants a value")
+                raise errors.PycontainError(f"{where}: {name} wants a value")
             value = argv[i]
             i += 1
         if kind == "no value":
-            raise Unsupported(f"{where} {name}: {key} is not built yet")
+            raise errors.Unsupported(f"{where} {name}: {key} is not built yet")
         if kind == "auto" and value not in ("auto", "true", "false"):
-            raise PycontainError(f"{name}: found {value!r}, wanted auto, true or false")
+            raise errors.PycontainError(f"{name}: found {value!r}, wanted auto, true or false")
         if kind == "list":
             found.setdefault(key, []).append(value)
         else:
@@ -186,13 +188,13 @@ def _manager(options: dict[str, Any]) -> str | None:
 
     name = options.get("cgroup_manager") or "systemd"
     if name not in NAMES:
-        raise PycontainError(f"--cgroup-manager: found {name!r}, wanted one of {', '.join(NAMES)}")
+        raise errors.PycontainError(f"--cgroup-manager: found {name!r}, wanted one of {', '.join(NAMES)}")
     if options.get("systemd") and name != "systemd":
-        raise PycontainError(f"found --systemd-cgroup and --cgroup-manager {name}: they contradict each other")
+        raise errors.PycontainError(f"found --systemd-cgroup and --cgroup-manager {name}: they contradict each other")
     return None if name == "cgroupfs" else name
 
 
-def report(error: PycontainError, options: dict[str, Any]) -> None:
+def report(error: errors.PycontainError, options: dict[str, Any]) -> None:
     """On standard error, for people; as runc's last log line where --log says, for engines."""
     text = f"pycontain-runtime: {error.message}\n"
     if error.hint:
@@ -224,7 +226,7 @@ def _number(options: dict[str, Any], key: str, default: int = 0) -> int:
     if text is None:
         return default
     if not text.isdigit() or len(text) > 6:
-        raise PycontainError(f"--{key.replace('_', '-')}: found {text!r}, wanted a number")
+        raise errors.PycontainError(f"--{key.replace('_', '-')}: found {text!r}, wanted a number")
     return int(text)
 
 
@@ -277,7 +279,7 @@ def preserved(options: dict[str, Any], sockets: int = 0) -> int:
             os.set_inheritable(fd, True)
         except OSError as error:
             what = f"LISTEN_FDS={sockets}" if fd < 3 + sockets else f"--preserve-fds {count - sockets}"
-            raise KernelError(f"{what}: descriptor {fd} is not open", error.errno or 0) from None
+            raise errors.KernelError(f"{what}: descriptor {fd} is not open", error.errno or 0) from None
     return count
 
 
@@ -343,7 +345,7 @@ def ended(id: str, root: str) -> None:
 
     try:
         control.delete(id, root=root)
-    except NotFound:
+    except errors.NotFound:
         pass
 
 
@@ -369,7 +371,7 @@ def _kill(root: str, options: dict[str, Any], words: list[str]) -> int:
     from pycontain.runtime.plan.identity import parse_signal
 
     if len(words) > 2:
-        raise PycontainError(
+        raise errors.PycontainError(
             f"kill takes ID [SIGNAL]: found {len(words)} arguments", hint="pycontain-runtime kill --help"
         )
     number = parse_signal(words[1] if len(words) > 1 else "SIGTERM")

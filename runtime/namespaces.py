@@ -7,11 +7,8 @@ handlers: safe in a host with threads.
 from __future__ import annotations
 
 import posix as os
-from errno import EACCES, EINVAL
-from fcntl import F_ADD_SEALS, F_DUPFD_CLOEXEC, F_SEAL_GROW, F_SEAL_SEAL, F_SEAL_SHRINK, F_SEAL_WRITE, fcntl
 
-from pycontain.runtime import channel, sockets
-from pycontain.runtime.errors import KernelError, NotFound, PycontainError, errno_text
+from pycontain.runtime import channel, errors, sockets
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -30,7 +27,6 @@ if TYPE_CHECKING:
 
 
 _EXEC, _NOEXEC_SEAL = 0x10, 8  # of memfd_create(2), since Linux 6.3
-_SEALS = F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE
 INIT = f"{__file__.rpartition('/')[0]}/init/pycontain-init"
 _UNSHARED_SECONDS = 10.0
 _COPY_BYTES = 1 << 30
@@ -44,13 +40,15 @@ def sealed_memfd(name: str, data: bytes | int, *, executable: bool = False) -> i
 
     ``executable``: says so to a kernel that makes none executable by itself. Raises KernelError where it never does.
     """
+    from fcntl import F_ADD_SEALS, F_SEAL_GROW, F_SEAL_SEAL, F_SEAL_SHRINK, F_SEAL_WRITE, fcntl
+
     flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
     try:
         fd = os.memfd_create(name, flags | (_EXEC if executable else _NOEXEC_SEAL))
     except OSError as error:
-        if error.errno != EINVAL:
-            hint = "sysctl -w vm.memfd_noexec=1" if error.errno == EACCES else None
-            raise KernelError(f"cannot hold {name} in memory", error.errno or 0, hint=hint) from None
+        if error.errno != errors.EINVAL:
+            hint = "sysctl -w vm.memfd_noexec=1" if error.errno == errors.EACCES else None
+            raise errors.KernelError(f"cannot hold {name} in memory", error.errno or 0, hint=hint) from None
         fd = os.memfd_create(name, flags)
     if isinstance(data, int):
         while os.sendfile(fd, data, None, _COPY_BYTES):
@@ -58,7 +56,7 @@ def sealed_memfd(name: str, data: bytes | int, *, executable: bool = False) -> i
     else:
         while data:
             data = data[os.write(fd, data) :]
-    fcntl(fd, F_ADD_SEALS, _SEALS)
+    fcntl(fd, F_ADD_SEALS, F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE)
     return fd
 
 
@@ -71,9 +69,9 @@ def init_program() -> int:
         fd = os.open(INIT, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
         hint = "make -C runtime/init"
-        raise NotFound(f"cannot start a container: cannot read {INIT}: it does not exist", hint=hint) from None
+        raise errors.NotFound(f"cannot start a container: cannot read {INIT}: it does not exist", hint=hint) from None
     except OSError as error:
-        raise KernelError(f"cannot read {INIT}", error.errno or 0) from None
+        raise errors.KernelError(f"cannot read {INIT}", error.errno or 0) from None
     try:
         return sealed_memfd("pycontain-init", fd, executable=True)
     finally:
@@ -111,7 +109,7 @@ class Process:
             sockets.timeout(self.channel, 0)
         pid = int.from_bytes(payload[:8], "little")
         if len(payload) != 4 or not 0 < pid <= _PID_MAX:
-            raise channel.Nonsense(f"init sent nonsense: found process {pid}")
+            raise errors.Nonsense(f"init sent nonsense: found process {pid}")
         self.pid = self.pid or pid
         if not self._went:
             self._stage0_done()
@@ -179,7 +177,7 @@ class Process:
         error = int.from_bytes(payload[:4], "little")
         if error in (0, 2):
             return None if error else payload[4:]
-        raise KernelError("cannot read a file of the root file system", error)
+        raise errors.KernelError("cannot read a file of the root file system", error)
 
     def _send(self, kind: int, payload: bytes) -> None:
         try:
@@ -201,8 +199,8 @@ class Process:
         except BlockingIOError:
             raise self._silent() from None
 
-    def _silent(self) -> channel.ChannelClosed:
-        return channel.ChannelClosed(
+    def _silent(self) -> errors.ChannelClosed:
+        return errors.ChannelClosed(
             f"init said nothing for {self._seconds or _UNSHARED_SECONDS:.0f} s and was given up"
         )
 
@@ -211,14 +209,14 @@ class Process:
 
     def _checked(self, message: tuple[int, bytes] | None, kind: int) -> bytes:
         if message is None:
-            raise channel.ChannelClosed(f"init ended before it said {channel.NAMES[kind]!r} (was it killed?)")
+            raise errors.ChannelClosed(f"init ended before it said {channel.NAMES[kind]!r} (was it killed?)")
         if message[0] != kind:
             raise self._failure(message)
         return message[1]
 
-    def _failure(self, message: tuple[int, bytes]) -> PycontainError:
+    def _failure(self, message: tuple[int, bytes]) -> errors.PycontainError:
         if message[0] != channel.FAILED:
-            return channel.Nonsense(f"init sent nonsense: found message {channel.NAMES[message[0]]!r} out of order")
+            return errors.Nonsense(f"init sent nonsense: found message {channel.NAMES[message[0]]!r} out of order")
         return failure(self.plan, message[1])
 
     def _stage0_done(self) -> None:
@@ -231,7 +229,7 @@ class Process:
             if message is not None:
                 raise self._failure(message)
         if status:
-            raise channel.ChannelClosed("init ended before it had done its part (was it killed?)")
+            raise errors.ChannelClosed("init ended before it had done its part (was it killed?)")
 
     def _reap_stage0(self) -> int:
         """Its exit status, or minus the signal that killed it; 0 too where there is none of ours."""
@@ -245,47 +243,35 @@ class Process:
             self._reap_stage0()
 
 
-def failure(plan: Plan, payload: bytes) -> PycontainError:
+def failure(plan: Plan, payload: bytes) -> errors.PycontainError:
     """A FAILED message as an error: what was tried, on what, and what the kernel said."""
     index, number, detail = channel.failure(payload)
     if index == channel.NO_OP:
-        return KernelErrorText(f"cannot {detail}: {errno_text(number)}", number)
+        return errors.KernelErrorText(f"cannot {detail}: {errors.errno_text(number)}", number)
     op = plan.ops[index] if index < len(plan.ops) else ("exec", "init", ["init"], [], 0)
-    said = errno_text(number) if number else ""
+    said = errors.errno_text(number) if number else ""
     where = detail.split("(")[0]  # a failed call is reported as its C text: the system call's name is enough
     if op[0] in ("exec", "find"):
         return _exec_failure(op, number, said)
     if op[0] == "hook":
-        return HookFailed(": ".join(part for part in (op[1], f"hook {op[2]} {where}", said) if part), number)
+        return errors.HookFailed(": ".join(part for part in (op[1], f"hook {op[2]} {where}", said) if part), number)
     if op[0].startswith("seccomp") and where == "syscall":
         where = "seccomp"
     from pycontain.runtime.plan.describe import advice, describe
 
     parts = [f"cannot {describe(op)}", where if where != "syscall" else "", said]
     hint = advice(op, number) if plan.hint is None else plan.hint(op, number)
-    return KernelErrorText(": ".join(part for part in parts if part), number, hint=hint)
+    return errors.KernelErrorText(": ".join(part for part in parts if part), number, hint=hint)
 
 
-class KernelErrorText(KernelError):
-    """A KernelError whose text is complete already."""
-
-    def __init__(self, message: str, errno: int, *, hint: str | None = None, exit_code: int | None = None) -> None:
-        PycontainError.__init__(self, message, hint=hint, exit_code=exit_code)
-        self.errno = errno
-
-
-class HookFailed(KernelErrorText):
-    """A hook ended badly, or could not be run: the container has to end too (runtime.md, "Lifecycle")."""
-
-
-def _exec_failure(op: tuple[Any, ...], number: int, said: str) -> PycontainError:
+def _exec_failure(op: tuple[Any, ...], number: int, said: str) -> errors.PycontainError:
     program = op[1]
     if number == 2:
         where = "" if "/" in program else " in $PATH"
-        return KernelErrorText(
+        return errors.KernelErrorText(
             f"cannot execute {program!r}: executable file not found{where}: {said}", number, exit_code=127
         )
-    return KernelErrorText(f"cannot execute {program!r}: {said}", number, exit_code=126)
+    return errors.KernelErrorText(f"cannot execute {program!r}: {said}", number, exit_code=126)
 
 
 def launch(
@@ -316,7 +302,7 @@ def launch(
                 opened.append(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
             except OSError as error:
                 os.close(ours)
-                raise KernelError(f"cannot open namespace {path}", error.errno or 0) from None
+                raise errors.KernelError(f"cannot open namespace {path}", error.errno or 0) from None
             files.append(opened[-1])
         fds = [opened[1], theirs, *cgroup_fds, *files]
         fds += [fd for fd in (console, listener) if fd is not None]
@@ -336,6 +322,8 @@ def launch(
 
 def _spawn(program: int, argv: list[str], fds: list[int], base: int, stdio: tuple[int, int, int] | None) -> int:
     """posix_spawn(3) with ``fds`` at ``base`` and on. Sources are moved out of the way of the targets first."""
+    from fcntl import F_DUPFD_CLOEXEC, fcntl
+
     above = base + len(fds) + 8
     moved = [fcntl(fd, F_DUPFD_CLOEXEC, above) for fd in (program, *fds, *(stdio or ()))]
     try:
@@ -346,7 +334,7 @@ def _spawn(program: int, argv: list[str], fds: list[int], base: int, stdio: tupl
             actions.append((os.POSIX_SPAWN_DUP2, fd, i))
         return os.posix_spawn(f"/proc/self/fd/{moved[0]}", argv, {}, file_actions=actions)
     except OSError as error:
-        raise KernelError("cannot start init", error.errno or 0) from None
+        raise errors.KernelError("cannot start init", error.errno or 0) from None
     finally:
         for fd in moved:
             os.close(fd)

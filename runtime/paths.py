@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import posix
 
-from pycontain.runtime.errors import KernelError, NotFound, PycontainError
+from pycontain.runtime import errors
 
 MAX_BYTES = 8 << 20
 
@@ -56,18 +56,18 @@ def read_bounded(path: str, limit: int = MAX_BYTES) -> bytes:
     try:
         fd = posix.open(path, posix.O_RDONLY | posix.O_CLOEXEC | posix.O_NONBLOCK)
     except FileNotFoundError:
-        raise NotFound(f"cannot read {path}: it does not exist") from None
+        raise errors.NotFound(f"cannot read {path}: it does not exist") from None
     except OSError as error:
-        raise KernelError(f"cannot read {path}", error.errno or 0) from None
+        raise errors.KernelError(f"cannot read {path}", error.errno or 0) from None
     try:
         data = b""
         # A buffer of the limit's size would be a mapping of its own, with a huge page to be cleared.
         while part := posix.read(fd, min(limit + 1 - len(data), 65536)):
             data += part
     except OSError as error:
-        raise KernelError(f"cannot read {path}", error.errno or 0) from None
+        raise errors.KernelError(f"cannot read {path}", error.errno or 0) from None
     finally:
         posix.close(fd)
     if len(data) > limit:
-        raise PycontainError(f"cannot read {path}: found more than {limit} bytes")
+        raise errors.PycontainError(f"cannot read {path}: found more than {limit} bytes")
     return data

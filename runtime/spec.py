@@ -7,7 +7,7 @@ refused by the plan, by name.
 
 from __future__ import annotations
 
-from pycontain.runtime.errors import SpecError
+from pycontain.runtime import errors
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -159,19 +159,19 @@ def check(value: Any) -> Spec:
     spec: Spec = value
     version = spec["ociVersion"].split("-")[0].split("+")[0].split(".")
     if len(version) != 3 or not all(part.isdigit() for part in version):
-        raise SpecError("$.ociVersion", f"found {spec['ociVersion']!r}, wanted a version such as 1.3.0")
+        raise errors.SpecError("$.ociVersion", f"found {spec['ociVersion']!r}, wanted a version such as 1.3.0")
     if version[0] != "1":
-        raise SpecError(
+        raise errors.SpecError(
             "$.ociVersion", f"found {spec['ociVersion']}, wanted 1.x: this runtime knows no other major version"
         )
     if "process" in spec:
         check_process(spec["process"])
     if spec.get("root", {}).get("path") == "":
-        raise SpecError("$.root.path", "found an empty string, wanted a directory")
+        raise errors.SpecError("$.root.path", "found an empty string, wanted a directory")
     seen = set()
     for i, namespace in enumerate(spec.get("linux", {}).get("namespaces") or ()):
         if namespace["type"] in seen:
-            raise SpecError(f"$.linux.namespaces[{i}].type", f"found {namespace['type']!r} a second time")
+            raise errors.SpecError(f"$.linux.namespaces[{i}].type", f"found {namespace['type']!r} a second time")
         seen.add(namespace["type"])
     return spec
 
@@ -182,12 +182,12 @@ def check_process(process: Any, path: str = "$.process", *, shape: bool = False)
         _shape(process, PROCESS, path)
     result: dict[str, Any] = process
     if not result["cwd"].startswith("/"):
-        raise SpecError(f"{path}.cwd", f"found {result['cwd']!r}, wanted an absolute path")
+        raise errors.SpecError(f"{path}.cwd", f"found {result['cwd']!r}, wanted an absolute path")
     if not result.get("args"):
-        raise SpecError(f"{path}.args", "found nothing, wanted at least the program to run")
+        raise errors.SpecError(f"{path}.args", "found nothing, wanted at least the program to run")
     for i, item in enumerate(result.get("env") or ()):
         if "=" not in item[1:]:
-            raise SpecError(f"{path}.env[{i}]", f"found {item!r}, wanted NAME=value")
+            raise errors.SpecError(f"{path}.env[{i}]", f"found {item!r}, wanted NAME=value")
     return result
 
 
@@ -201,7 +201,7 @@ def check_resources(value: Any, path: str = "$") -> dict[str, Any]:
 def _shape(value: Any, schema: Any, path: str) -> None:
     if isinstance(schema, dict):
         if not isinstance(value, dict):
-            raise SpecError(path, f"found {_found(value)}, wanted an object")
+            raise errors.SpecError(path, f"found {_found(value)}, wanted an object")
         every = schema.get("*")
         if every is not None:
             for key, item in value.items():
@@ -213,12 +213,12 @@ def _shape(value: Any, schema: Any, path: str) -> None:
             if item is not None:
                 _shape(item, kind, f"{path}.{key}")
             elif kind.__class__ is str and kind[-1] == "!":
-                raise SpecError(f"{path}.{key}", "found nothing, wanted " + _KINDS[kind[:-1]])
+                raise errors.SpecError(f"{path}.{key}", "found nothing, wanted " + _KINDS[kind[:-1]])
             elif key in value:
                 del value[key]  # null means absent
     elif isinstance(schema, list):
         if not isinstance(value, list):
-            raise SpecError(path, f"found {_found(value)}, wanted a list")
+            raise errors.SpecError(path, f"found {_found(value)}, wanted a list")
         for i, item in enumerate(value):
             _shape(item, schema[0], f"{path}[{i}]")
     else:
@@ -236,7 +236,7 @@ def _scalar(value: Any, kind: str, path: str) -> None:
         low = 0 if kind == "uint" else -(1 << 63)
         good = isinstance(value, int) and not isinstance(value, bool) and low <= value <= _UNSIGNED_MAX
     if not good:
-        raise SpecError(path, f"found {_found(value)}, wanted {_KINDS[kind]}")
+        raise errors.SpecError(path, f"found {_found(value)}, wanted {_KINDS[kind]}")
 
 
 def _is_text(value: str) -> bool:

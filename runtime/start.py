@@ -7,9 +7,10 @@ missing or stale the modules are imported as ever and the file is written anew; 
 lost but the time. The launcher reads it, and runs this module's code out of it too. ``pycontain`` has a file of its
 own, of which it takes what is imported, when it is imported.
 
-The file: 8 bytes that no other such file begins with; each module's code by itself, as ``marshal`` has it; the codes of
-all the modules of a verb in one piece, for those in VERBS; where the codes by themselves are; then (this module's code,
-Table), and the size of that in 8 bytes.
+The file, as runtime/start_cache.py writes it: 8 bytes that no other such file begins with; each module's code by
+itself, as ``marshal`` has it; all the modules of a verb, and their codes, in one piece, for those in VERBS; where the
+codes by themselves are; then (this module's code, Table), and the size of that in 8 bytes. Every start reads this last
+part, so it is short.
 """
 
 from __future__ import annotations
@@ -21,14 +22,15 @@ from _frozen_importlib import ModuleSpec
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import CodeType, ModuleType
     from typing import Any, NoReturn
 
     Module = tuple[str, int, bool]  # name, mtime of its source in ns, whether a package
     Place = tuple[int, int]  # in the file: offset, bytes
-    # The first bytes, the folder of all modules, this module, each verb's modules and where their codes are, and where
-    # it says where the codes by themselves are: {name: (Module, Place)}
-    Table = tuple[bytes, str, Module, dict[str, tuple[list[Module], Place]], Place]
+    # The first bytes, the folder of all modules, this module, where each verb's ([Module], [code]) is, and where it
+    # says where the codes by themselves are: {name: (Module, Place)}
+    Table = tuple[bytes, str, Module, dict[str, Place], Place]
 
 _ALL = ("pycontain", "pycontain.runtime", "pycontain.runtime.errors", "pycontain.runtime.main")
 _STATE = (*_ALL, "pycontain.runtime.paths", "pycontain.runtime.jsontext", "pycontain.runtime.state")
@@ -50,11 +52,8 @@ VERBS = {
     "exec": (*MODULES, "pycontain.runtime.lifecycle", "pycontain.runtime.verbs"),
 }
 
-# The folders of either command's modules, by the folder that its cache belongs to.
-_ROOMS = {
-    "runtime": ("runtime", "runtime/kernel", "runtime/plan"),
-    "pycontain": ("", "commands", "engine", "images", "network", "runtime", "runtime/kernel", "runtime/plan"),
-}
+# Run when they are first asked for something: they are for what goes wrong.
+LATE_MODULES = ("pycontain.runtime.errors",)
 
 _cache = ""
 _mapped: memoryview | None = None
@@ -128,6 +127,8 @@ def _spec(module: Module, code: CodeType | None = None) -> ModuleSpec:
     spec = ModuleSpec(module[0], FINDER, origin=source, loader_state=code, is_package=module[2])
     spec.has_location = True
     spec.cached = ""  # there is none, and what would look for one may not be there (see embedded)
+    # Every import of what is there already asks for this, and makes an AttributeError where it is not said.
+    spec._initializing = False  # type: ignore[attr-defined]
     if module[2]:
         spec.submodule_search_locations = [source.rpartition("/")[0]]
     return spec
@@ -147,71 +148,23 @@ def _make(found: Module, code: CodeType) -> None:
     if found[2]:
         names["__path__"] = spec.submodule_search_locations
     sys.modules[name] = module
-    exec(code, names)  # noqa: S102
+    if name in LATE_MODULES:
+        names["__getattr__"] = _late(module, code)
+    else:
+        exec(code, names)  # noqa: S102
     if parent:
         setattr(sys.modules[parent], last, module)
 
 
-def write(cache: str) -> None:
-    """Make the cache from the modules' own; atomic, and nothing where the directory is not ours to write."""
-    global _cache
-    import __future__
+def _late(module: ModuleType, code: CodeType) -> Callable[[str], Any]:
+    """A module's ``__getattr__`` (PEP 562), which is asked for what it has not got: everything, until it has run."""
 
-    import ast
-    from importlib.util import find_spec
+    def run(name: str) -> Any:
+        if module.__dict__.pop("__getattr__", None):
+            exec(code, module.__dict__)  # noqa: S102
+        return getattr(module, name)
 
-    if not posix.access(cache.rpartition("/")[0], posix.W_OK):
-        return
-    _cache = cache
-    pieces = [posix.urandom(8)]
-    modules: dict[str, Module] = {}
-    codes: dict[str, CodeType] = {}
-
-    def append(value: Any) -> Place:
-        pieces.append(marshal.dumps(value))
-        return sum(map(len, pieces[:-1])), len(pieces[-1])
-
-    for name in ("pycontain", *_names()):
-        spec = find_spec(name)
-        assert spec is not None and spec.origin is not None
-        modules[name] = (name, posix.stat(spec.origin).st_mtime_ns, spec.submodule_search_locations is not None)
-        if spec.origin != _source(modules[name]):
-            return
-        with open(spec.origin, "rb", buffering=0) as file:
-            # Without docstrings and annotations, which nobody reads here: 0.5 ms less to load.
-            tree = ast.parse(file.readall(), spec.origin)
-        tree.body = [node for node in tree.body if not isinstance(node, ast.ImportFrom) or node.module != "__future__"]
-        for node in ast.walk(tree):
-            if isinstance(node, ast.arg):
-                node.annotation = None
-            elif isinstance(node, ast.FunctionDef):
-                node.returns = None
-        flags = __future__.annotations.compiler_flag
-        codes[name] = compile(tree, spec.origin, "exec", flags, dont_inherit=True, optimize=2)
-    places = {name: (modules[name], append(code)) for name, code in codes.items()}
-    words = VERBS if _room() == "runtime" else {}
-    sets = {names: ([modules[n] for n in names], append([codes[n] for n in names])) for names in set(words.values())}
-    verbs = {verb: sets[names] for verb, names in words.items()}
-    here = "pycontain.runtime.start"
-    place = append((codes[here], (pieces[0], _top(), modules[here], verbs, append(places))))
-    pieces.append(place[1].to_bytes(8, "little"))
-    temporary = f"{cache}.{posix.getpid()}"
-    try:
-        with open(temporary, "wb", buffering=0) as file:
-            file.write(b"".join(pieces))
-        posix.rename(temporary, cache)
-    except OSError:
-        return
-
-
-def _names() -> list[str]:
-    """All modules of the command that the cache belongs to."""
-    found = []
-    for inner in _ROOMS[_room()]:
-        names = (file.partition(".")[0] for file in sorted(posix.listdir(f"{_top()}/{inner}")) if file.endswith(".py"))
-        package = f"pycontain.{inner.replace('/', '.')}".rstrip(".")
-        found += [package if name == "__init__" else f"{package}.{name}" for name in names if name != "__main__"]
-    return found
+    return run
 
 
 def main(cache: str, table: Table | None) -> None:
@@ -219,7 +172,7 @@ def main(cache: str, table: Table | None) -> None:
     global _cache
     _cache = cache
     if not (table and _use(table)):
-        from pycontain.runtime.start import write  # the file's: what runs here may be the code of an older one
+        from pycontain.runtime.start_cache import write  # the file's: what runs here may be an older one's code
 
         write(cache)
     face = "pycontain.runtime.main" if _room() == "runtime" else "pycontain.cli"
@@ -231,11 +184,11 @@ def _use(table: Table) -> bool:
     global _table
     _table = table
     _, top, this, verbs, _ = table
-    modules, place = next((verbs[word] for word in sys.argv if word in verbs), ([], (0, 0)))
-    if top != _top() or not all(map(_is_fresh, [this, *modules])):  # of a tree that was copied, cache and all; stale
+    if top != _top() or not _is_fresh(this):  # of a tree that was copied, cache and all; stale
         return False
-    codes = _read(place) if modules else []
-    if codes is None:
+    place = next((verbs[word] for word in sys.argv if word in verbs), None)
+    modules, codes = (_read(place) if place else None) or ((), ())
+    if place and not modules or not all(map(_is_fresh, modules)):
         return False
     sys.meta_path.insert(0, FINDER)
     for module, code in zip(modules, codes):

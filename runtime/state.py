@@ -7,17 +7,23 @@ between create and start, control.sock. The lock is flock(2) on the directory it
 from __future__ import annotations
 
 import posix as os
-from fcntl import LOCK_EX, LOCK_NB, flock
+import sys
 
-from pycontain.runtime.errors import Conflict, KernelError, NotFound, PycontainError
+from pycontain.runtime import errors
 from pycontain.runtime.jsontext import dump, parse
 from pycontain.runtime.paths import make_directories, read_bounded
+
+if "_launcher" in sys.builtin_module_names:  # to import fcntl takes 0.05 ms
+    from _launcher import lock as flock
+else:
+    from fcntl import flock
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
 VERSION = 1
+LOCK_EX, LOCK_NB = 2, 4  # flock(2)
 _ID_EXTRA = "_+-."
 
 # verb → (states it is taken in, state after it); runtime.md, "State" and "Lifecycle".
@@ -42,7 +48,7 @@ def check_id(id: str) -> str:
         or len(id) > 200
         or not all(c.isascii() and c.isalnum() or c in _ID_EXTRA for c in id)
     ):
-        raise PycontainError(f"invalid container id {id!r}: wanted letters, digits and _ + - . only")
+        raise errors.PycontainError(f"invalid container id {id!r}: wanted letters, digits and _ + - . only")
     return id
 
 
@@ -104,12 +110,12 @@ class Container:
             make_directories(root, 0o700)
             os.mkdir(f"{root}/{id}", 0o700)
         except FileExistsError:
-            raise Conflict(
+            raise errors.Conflict(
                 f"cannot create container {id}: a container with that id exists",
                 hint=f"pycontain-runtime delete {id}, or choose another id",
             ) from None
         except OSError as error:
-            raise KernelError(f"cannot make the state directory {root}/{id}", error.errno or 0) from None
+            raise errors.KernelError(f"cannot make the state directory {root}/{id}", error.errno or 0) from None
         fd = os.open(f"{root}/{id}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         flock(fd, LOCK_EX)
         container = cls(root, id, fd, {"version": VERSION, "id": id, "status": "creating", "pid": 0, **fields})
@@ -128,27 +134,29 @@ class Container:
             try:
                 fd = os.open(f"{root}/{id}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             except OSError:
-                raise NotFound(f"container {id} does not exist") from None
+                raise errors.NotFound(f"container {id} does not exist") from None
             if wait is None:
                 flock(fd, LOCK_EX)
             elif not _locked(fd, wait):
                 os.close(fd)
-                raise Conflict(f"cannot look at container {id}: somebody else is at work on it")
+                raise errors.Conflict(f"cannot look at container {id}: somebody else is at work on it")
             if os.fstat(fd).st_nlink:
                 break
             os.close(fd)  # it was deleted while we waited
         path = f"{root}/{id}/state.json"
         try:
             fields = parse(read_bounded(path), path)
-        except NotFound:
+        except errors.NotFound:
             # Killed between mkdir and the first write: nothing else was made yet.
             fields = {"version": VERSION, "id": id, "status": "creating", "pid": 0}
-        except PycontainError:
+        except errors.PycontainError:
             os.close(fd)
             raise
         if fields.get("version") != VERSION:
             os.close(fd)
-            raise PycontainError(f"cannot read {path}: found format version {fields.get('version')}, wanted {VERSION}")
+            raise errors.PycontainError(
+                f"cannot read {path}: found format version {fields.get('version')}, wanted {VERSION}"
+            )
         return cls(root, id, fd, fields)
 
     def __enter__(self) -> Container:
@@ -215,10 +223,12 @@ class Container:
         """Raises Conflict if the state has no such transition."""
         if self.status not in TRANSITIONS[verb][0]:
             if verb in ("kill", "exec"):
-                raise Conflict(f"cannot {verb} container {self.id}: container not running (it is {self.status})")
+                raise errors.Conflict(f"cannot {verb} container {self.id}: container not running (it is {self.status})")
             hint = f"pycontain-runtime delete --force {self.id}" if verb == "delete" else None
             wanted = " or ".join(TRANSITIONS[verb][0])
-            raise Conflict(f"cannot {verb} container {self.id}: found it {self.status}, wanted {wanted}", hint=hint)
+            raise errors.Conflict(
+                f"cannot {verb} container {self.id}: found it {self.status}, wanted {wanted}", hint=hint
+            )
 
     def transition(self, verb: str) -> None:
         after = TRANSITIONS[verb][1]

@@ -23,6 +23,7 @@
 #include <fcntl.h>
 #include <limits.h>
 #include <signal.h>
+#include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -79,6 +80,23 @@ static PyObject *complete(PyObject *self, PyObject *none)
 	Py_RETURN_NONE;
 }
 
+static PyObject *lock(PyObject *self, PyObject *args)
+{
+	int fd, how, result;
+
+	(void)self;
+	if (!PyArg_ParseTuple(args, "ii", &fd, &how))
+		return NULL;
+	do {
+		Py_BEGIN_ALLOW_THREADS
+		result = flock(fd, how);
+		Py_END_ALLOW_THREADS
+	} while (result < 0 && errno == EINTR && PyErr_CheckSignals() == 0);
+	if (result == 0)
+		Py_RETURN_NONE;
+	return PyErr_Occurred() ? NULL : PyErr_SetFromErrno(PyExc_OSError);
+}
+
 static PyMethodDef functions[] = {
 	{ "complete", complete, METH_NOARGS, "Make the rest of the interpreter." },
 	{ "ordinary", ordinary, METH_NOARGS, "Become the python that was not embedded, from the start." },
@@ -86,6 +104,7 @@ static PyMethodDef functions[] = {
 	{ "pair", socket_pair, METH_NOARGS, "Two connected sockets." },
 	{ "listen", socket_listen, METH_O, "A socket that listens at the path." },
 	{ "connect", socket_connect, METH_O, "A socket that is connected to who listens at the path." },
+	{ "lock", lock, METH_VARARGS, "flock(2)." },
 	{ "timeout", socket_timeout, METH_VARARGS, "How many seconds one read or write may take." },
 	{ NULL, NULL, 0, NULL },
 };
@@ -150,7 +169,7 @@ static int start(int argc, char **argv, const char *home, const char *packages, 
 	config.site_import = 0;
 	config.parse_argv = 0;
 	config.pathconfig_warnings = 0;
-	config.install_signal_handlers = 1;
+	config.install_signal_handlers = 1; /* in the main phase */
 	config.module_search_paths_set = 1;
 	add_path(&config, STDLIB);
 	add_path(&config, EXTENSIONS);
@@ -168,8 +187,13 @@ static int start(int argc, char **argv, const char *home, const char *packages, 
 	PyConfig_SetBytesString(&config, &config.stdlib_dir, STDLIB);
 	status = Py_InitializeFromConfig(&config);
 	PyConfig_Clear(&config);
-	/* The main phase does this and more; signals are wanted before it. */
-	return PyStatus_Exception(status) || _PySignal_Init(1) < 0 ? -1 : 0;
+	/*
+	 * Signals are wanted before the main phase, but without SIGINT's exception: that takes the module _signal, whose import
+	 * (0.1 ms) brings it to the verbs that have something to undo.
+	 */
+	signal(SIGPIPE, SIG_IGN);
+	signal(SIGXFSZ, SIG_IGN);
+	return PyStatus_Exception(status) || _PySignal_Init(0) < 0 ? -1 : 0;
 }
 
 static PyObject *arguments(int argc, char **argv)
@@ -189,7 +213,7 @@ void embedded(int argc, char **argv, const char *home, const char *packages, con
 	int interrupted;
 
 	become_ordinary = otherwise;
-	if (snprintf(file, sizeof file, "%s/pycontain/runtime/__pycache__/start.2.cpython-3%d", home, PY_MINOR_VERSION) >=
+	if (snprintf(file, sizeof file, "%s/pycontain/runtime/__pycache__/start.3.cpython-3%d", home, PY_MINOR_VERSION) >=
 	    (int)sizeof file || access(file, R_OK) < 0 || start(argc, argv, home, packages, python) < 0)
 		return;
 	cache = map_cache(file);

@@ -11,9 +11,8 @@ Start path: this module imports ``os`` alone. See ``docs/design/cgroups.md``, cg
 from __future__ import annotations
 
 import posix as os
-from errno import EACCES, EBUSY, EINVAL, ENODEV, ENOENT, ENOTEMPTY, EOPNOTSUPP, EPERM, EROFS
 
-from pycontain.runtime.errors import Conflict, KernelError, SpecError, Unsupported
+from pycontain.runtime import errors
 from pycontain.runtime.paths import directory_of, is_directory, make_directories
 
 TYPE_CHECKING = False
@@ -128,7 +127,9 @@ def mode_of(found: list[Hierarchy]) -> str:
         return "hybrid" if controllers else "v2"
     if controllers:
         return "v1"
-    raise Unsupported("no cgroup hierarchy is mounted on this host", hint="mount -t cgroup2 cgroup2 /sys/fs/cgroup")
+    raise errors.Unsupported(
+        "no cgroup hierarchy is mounted on this host", hint="mount -t cgroup2 cgroup2 /sys/fs/cgroup"
+    )
 
 
 def detect() -> str:
@@ -154,15 +155,20 @@ def open_cgroup(path: str, found: list[Hierarchy] | None = None) -> Cgroup:
     return CgroupV1(name, found)
 
 
+def remove(path: str) -> None:
+    """``Cgroup.remove`` of a cgroup whose processes have ended: what it is for does not matter, nor its backend."""
+    Cgroup(absolute(path), hierarchies()).remove()
+
+
 def absolute(path: str) -> str:
     """The normal form of a ``cgroupsPath``; a relative one is below ``/pycontain``. Raises SpecError."""
     parts = [part for part in path.split("/") if part not in ("", ".")]
     if not parts:
-        raise SpecError("$.linux.cgroupsPath", f"{path!r} names no cgroup below the root of the hierarchy")
+        raise errors.SpecError("$.linux.cgroupsPath", f"{path!r} names no cgroup below the root of the hierarchy")
     if ".." in parts or "\0" in path or "\n" in path:
-        raise SpecError("$.linux.cgroupsPath", f"{path!r} must not hold '..', a newline or NUL")
+        raise errors.SpecError("$.linux.cgroupsPath", f"{path!r} must not hold '..', a newline or NUL")
     if not path.isascii() and not path.isprintable():
-        raise SpecError("$.linux.cgroupsPath", f"{path!r} cannot be the name of a file")
+        raise errors.SpecError("$.linux.cgroupsPath", f"{path!r} cannot be the name of a file")
     name = "/" + "/".join(parts)
     return name if path.startswith("/") else DEFAULT_PARENT + name
 
@@ -274,8 +280,8 @@ class Cgroup:
         except OSError as error:
             self._remove_directories(made)
             tried = f"create cgroup {error.filename or self.path}"
-            raise KernelError(tried, error.errno or EINVAL, hint=_create_hint(error.errno)) from error
-        except Conflict:
+            raise errors.KernelError(tried, error.errno or errors.EINVAL, hint=_create_hint(error.errno)) from error
+        except errors.Conflict:
             self._remove_directories(made)
             raise
 
@@ -289,7 +295,7 @@ class Cgroup:
             pids = [pid for level in tree(directory) for pid in procs(level)]
             if pids:
                 shown = ", ".join(map(str, pids[:5])) + (", ..." if len(pids) > 5 else "")
-                raise Conflict(
+                raise errors.Conflict(
                     f"create cgroup {directory}: it is there already and holds processes ({shown})",
                     hint="choose another $.linux.cgroupsPath, or end these processes",
                 ) from None
@@ -333,7 +339,7 @@ class Cgroup:
                 return
             if monotonic() > deadline:
                 left = ", ".join(map(str, self.pids()[:5]))
-                raise KernelError(f"kill the processes of cgroup {self.path}: {left} still there", EBUSY)
+                raise errors.KernelError(f"kill the processes of cgroup {self.path}: {left} still there", errors.EBUSY)
             sleep(pause)
             pause = min(pause * 2, 0.05)
             # On a hybrid host a process may sit in the v1 hierarchies alone: then the file does not reach it. What it
@@ -357,9 +363,9 @@ class Cgroup:
         left = self._remove_directories(self.directories)
         if left:
             number, directory = left
-            pids = ", ".join(map(str, self.pids()[:5]))
+            pids = ", ".join([str(pid) for level in tree(directory) for pid in procs(level)][:5])
             hint = f"end the processes that are left in it: {pids}" if pids else None
-            raise KernelError(f"remove cgroup {directory}", number, hint=hint)
+            raise errors.KernelError(f"remove cgroup {directory}", number, hint=hint)
 
     def _remove_directories(self, directories: list[str]) -> tuple[int, str] | None:
         deadline = 0.0
@@ -372,7 +378,7 @@ class Cgroup:
                 if number:
                     left.append(directory)
                     failed = failed or (number, directory)
-            if not failed or failed[0] != EBUSY:
+            if not failed or failed[0] != errors.EBUSY:
                 return failed
             from time import monotonic, sleep  # 0.1 ms, most of it to find the time zone; most often nobody waits
 
@@ -387,7 +393,7 @@ class Cgroup:
         try:
             return os.open(path, flags | os.O_CLOEXEC)
         except OSError as error:
-            raise KernelError(f"open {path} of cgroup {self.path}", error.errno or EINVAL) from error
+            raise errors.KernelError(f"open {path} of cgroup {self.path}", error.errno or errors.EINVAL) from error
 
 
 def write_settings(settings: list[Setting]) -> None:
@@ -404,7 +410,7 @@ def write_settings(settings: list[Setting]) -> None:
             try:
                 write(setting[1], setting[2])
             except OSError as error:
-                if error.errno not in (EINVAL, EBUSY):
+                if error.errno not in (errors.EINVAL, errors.EBUSY):
                     raise _refusal(setting, error) from error
                 refused.append(setting)
                 first = first or error
@@ -413,11 +419,11 @@ def write_settings(settings: list[Setting]) -> None:
         settings = refused
 
 
-def _refusal(setting: Setting, error: OSError) -> KernelError | Unsupported:
+def _refusal(setting: Setting, error: OSError) -> errors.KernelError | errors.Unsupported:
     where, file, value = setting
-    if error.errno == ENOENT:
-        return Unsupported(f"{RESOURCES}{where}: this kernel has no {file.rpartition('/')[2]} ({file})")
-    return KernelError(f"{RESOURCES}{where}: write {value!r} to {file}", error.errno or EINVAL)
+    if error.errno == errors.ENOENT:
+        return errors.Unsupported(f"{RESOURCES}{where}: this kernel has no {file.rpartition('/')[2]} ({file})")
+    return errors.KernelError(f"{RESOURCES}{where}: write {value!r} to {file}", error.errno or errors.EINVAL)
 
 
 def check(resources: dict[str, Any]) -> None:
@@ -429,21 +435,23 @@ def check(resources: dict[str, Any]) -> None:
     memory = resources.get("memory") or {}
     if (memory.get("kernel") or 0) > 0:
         # v1 still has the file: it takes any value and limits nothing.
-        raise Unsupported(f"{RESOURCES}memory.kernel: not possible, Linux 5.16 dropped limits of kernel memory")
+        raise errors.Unsupported(f"{RESOURCES}memory.kernel: not possible, Linux 5.16 dropped limits of kernel memory")
     if memory.get("useHierarchy") is False:
-        raise Unsupported(f"{RESOURCES}memory.useHierarchy: false is not possible, Linux 5.11 made it always true")
+        raise errors.Unsupported(
+            f"{RESOURCES}memory.useHierarchy: false is not possible, Linux 5.11 made it always true"
+        )
     for field in ("limit", "swap", "reservation", "kernelTCP"):
         if (memory.get(field) or 0) >= 1 << 63:
             # The kernel would take the lower 64 bits: 2^64 bytes is a limit of nought.
-            raise SpecError(f"{RESOURCES}memory.{field}", f"{memory[field]} is more than 2^63-1")
+            raise errors.SpecError(f"{RESOURCES}memory.{field}", f"{memory[field]} is more than 2^63-1")
     limit, swap = memory.get("limit") or 0, memory.get("swap") or 0
     if 0 < swap < limit:
-        raise SpecError(
+        raise errors.SpecError(
             f"{RESOURCES}memory.swap", f"{swap} is less than memory.limit {limit}, but it is the sum of memory and swap"
         )
     shares = (resources.get("cpu") or {}).get("shares")
     if shares and not 2 <= shares <= 262144:
-        raise SpecError(f"{RESOURCES}cpu.shares", f"{shares} is not between 2 and 262144")
+        raise errors.SpecError(f"{RESOURCES}cpu.shares", f"{shares} is not between 2 and 262144")
 
 
 # Sections whose settings are in modules of their own, as few containers have any.
@@ -547,8 +555,8 @@ def procs(directory: str) -> list[int]:
         text = read(f"{directory}/cgroup.procs")
     except OSError as error:
         # A cgroup removed meanwhile: ENOENT or ENODEV. A threaded one: EOPNOTSUPP, its domain lists its processes.
-        if error.errno not in (ENOENT, ENODEV, EOPNOTSUPP):
-            raise KernelError(f"read {directory}/cgroup.procs", error.errno or EINVAL) from error
+        if error.errno not in (errors.ENOENT, errors.ENODEV, errors.EOPNOTSUPP):
+            raise errors.KernelError(f"read {directory}/cgroup.procs", error.errno or errors.EINVAL) from error
         return []
     return [pid for pid in map(int, text.split()) if pid]
 
@@ -560,8 +568,8 @@ def _rmdir_tree(directory: str) -> int:
     except FileNotFoundError:
         return 0
     except OSError as error:
-        if error.errno not in (EBUSY, ENOTEMPTY):
-            return error.errno or EINVAL
+        if error.errno not in (errors.EBUSY, errors.ENOTEMPTY):
+            return error.errno or errors.EINVAL
     else:
         return 0
     number = 0
@@ -571,11 +579,11 @@ def _rmdir_tree(directory: str) -> int:
         except FileNotFoundError:
             pass
         except OSError as error:
-            number = error.errno or EINVAL
-    return EBUSY if number == ENOTEMPTY else number
+            number = error.errno or errors.EINVAL
+    return errors.EBUSY if number == errors.ENOTEMPTY else number
 
 
 def _create_hint(number: int | None) -> str | None:
-    if number in (EPERM, EACCES, EROFS):
+    if number in (errors.EPERM, errors.EACCES, errors.EROFS):
         return "run as root, on a host whose cgroup file system is mounted read-write"
     return None

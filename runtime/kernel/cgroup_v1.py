@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import posix as os
-from errno import EBUSY, EINVAL
 
-from pycontain.runtime.errors import KernelError, Unsupported
+from pycontain.runtime import errors
 from pycontain.runtime.kernel.cgroup import (
     FREEZE_SECONDS,
     RESOURCES,
@@ -104,7 +103,7 @@ class CgroupV1(Cgroup):
                 # Unlimited memory is possible only with unlimited memory+swap.
                 settings.append(("memory.swap", file, str(swap or -1)))
             elif swap and swap != -1 and (swap != limit or host_has_swap()):
-                raise Unsupported(
+                raise errors.Unsupported(
                     f"{RESOURCES}memory.swap: this kernel does not account for swap (no {file})",
                     hint="boot with swapaccount=1 on the kernel's command line",
                 )
@@ -127,13 +126,13 @@ class CgroupV1(Cgroup):
                 write(f"{directory}/{file}", text)
             except OSError as error:
                 tried = f"{RESOURCES}devices: write {text!r} to {directory}/{file}"
-                raise KernelError(tried, error.errno or EINVAL) from error
+                raise errors.KernelError(tried, error.errno or errors.EINVAL) from error
 
     def file(self, controller: str, file: str, where: str) -> str:
         """The path of ``file``; Unsupported where its controller is in no hierarchy of v1."""
         directory = self.by_controller.get(controller)
         if directory is None:
-            raise Unsupported(f"{RESOURCES}{where}: this host has no {controller} controller")
+            raise errors.Unsupported(f"{RESOURCES}{where}: this host has no {controller} controller")
         return f"{directory}/{file}"
 
     def writable(self, file: str, text: str) -> list[str]:
@@ -146,7 +145,7 @@ class CgroupV1(Cgroup):
             for directory in self.directories:
                 if directory != self.unified:
                     fds.append(self._open(f"{directory}/tasks", os.O_WRONLY))
-        except KernelError:
+        except errors.KernelError:
             for fd in fds:
                 os.close(fd)
             raise
@@ -164,7 +163,7 @@ class CgroupV1(Cgroup):
     def freeze(self, frozen: bool) -> None:
         directory = self.by_controller.get("freezer")
         if directory is None:
-            raise Unsupported(f"freeze cgroup {self.path}: this host has no freezer controller")
+            raise errors.Unsupported(f"freeze cgroup {self.path}: this host has no freezer controller")
         wanted = "FROZEN" if frozen else "THAWED"
         from time import monotonic, sleep
 
@@ -182,8 +181,10 @@ class CgroupV1(Cgroup):
                 pause = min(pause * 2, 0.05)
             write(f"{directory}/freezer.state", "THAWED")
         except OSError as error:
-            raise KernelError(f"write {wanted} to {directory}/freezer.state", error.errno or EINVAL) from error
-        raise KernelError(f"wait for {wanted} in {directory}/freezer.state", EBUSY)
+            raise errors.KernelError(
+                f"write {wanted} to {directory}/freezer.state", error.errno or errors.EINVAL
+            ) from error
+        raise errors.KernelError(f"wait for {wanted} in {directory}/freezer.state", errors.EBUSY)
 
     def _freeze_soon(self, frozen: bool) -> None:
         directory = self.by_controller.get("freezer")
@@ -311,7 +312,7 @@ def _subtract(entries: dict[Key, set[str]], key: Key, access: set[str], index: i
             continue
         if any(b not in ("*", a) for a, b in zip(other[1:], key[1:], strict=True)):
             kind, major, minor = other
-            raise Unsupported(
+            raise errors.Unsupported(
                 f"{RESOURCES}devices[{index}]: {kind} {key[1]}:{key[2]} is part of an earlier rule "
                 f"({kind} {major}:{minor}), and cgroup v1 cannot take a part out of it"
             )

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import posix as os
-from errno import EBUSY, EINVAL
 
-from pycontain.runtime.errors import KernelError, SpecError, Unsupported
+from pycontain.runtime import errors
 from pycontain.runtime.kernel.cgroup import (
     FREEZE_SECONDS,
     RESOURCES,
@@ -92,7 +91,7 @@ class CgroupV2(Cgroup):
         for field in ("swappiness", "disableOOMKiller", "kernelTCP"):
             value = memory.get(field)
             if value is not None and value is not False and (field != "kernelTCP" or value > 0):
-                raise Unsupported(f"{RESOURCES}memory.{field}: cgroup v2 has no such setting")
+                raise errors.Unsupported(f"{RESOURCES}memory.{field}: cgroup v2 has no such setting")
         limit, swap = memory.get("limit"), memory.get("swap")
         if limit:
             file = self.file("memory.max", "memory.limit")
@@ -105,7 +104,7 @@ class CgroupV2(Cgroup):
             if exists(file):
                 settings.append(("memory.swap", file, swap_max))
             elif swap_max != "max" and (swap_max != "0" or host_has_swap()):
-                raise Unsupported(
+                raise errors.Unsupported(
                     f"{RESOURCES}memory.swap: this kernel does not account for swap (no {file})",
                     hint="boot with swapaccount=1 on the kernel's command line",
                 )
@@ -118,12 +117,14 @@ class CgroupV2(Cgroup):
         # v1 refuses a limit below the usage; v2 takes it and kills, unless somebody looks first.
         usage = read_int(f"{self.at}/memory.current") or 0
         if usage > limit:
-            raise KernelError(f"{RESOURCES}memory.limit: {limit} is less than the {usage} bytes in use", EBUSY)
+            raise errors.KernelError(
+                f"{RESOURCES}memory.limit: {limit} is less than the {usage} bytes in use", errors.EBUSY
+            )
 
     def _cpu(self, cpu: dict[str, Any], settings: list[Setting]) -> None:
         for field in ("realtimePeriod", "realtimeRuntime"):
             if cpu.get(field):
-                raise Unsupported(f"{RESOURCES}cpu.{field}: cgroup v2 has no such setting")
+                raise errors.Unsupported(f"{RESOURCES}cpu.{field}: cgroup v2 has no such setting")
         if cpu.get("shares"):
             weight = str(weight_of_shares(cpu["shares"]))
             settings.append(("cpu.shares", self.file("cpu.weight", "cpu.shares"), weight))
@@ -151,9 +152,9 @@ class CgroupV2(Cgroup):
     def need(self, controller: str, where: str) -> None:
         """Raises Unsupported where the host has no such controller, or the cgroup has not got it."""
         if controller not in read(f"{self.mount}/cgroup.controllers").split():
-            raise Unsupported(f"{RESOURCES}{where}: this host has no {controller} controller")
+            raise errors.Unsupported(f"{RESOURCES}{where}: this host has no {controller} controller")
         if controller not in read(f"{self.at}/cgroup.controllers").split():
-            raise Unsupported(
+            raise errors.Unsupported(
                 f"{RESOURCES}{where}: the {controller} controller is not enabled for {self.path}",
                 hint=f"move the processes out of the cgroups above it and enable it: "
                 f"echo +{controller} > {directory_of(self.at)}/cgroup.subtree_control",
@@ -183,11 +184,11 @@ class CgroupV2(Cgroup):
             while read_table(f"{self.at}/cgroup.events").get("frozen") != wanted:
                 if monotonic() > deadline:
                     write(file, "0")
-                    raise KernelError(f"wait for frozen {wanted} in {self.at}/cgroup.events", EBUSY)
+                    raise errors.KernelError(f"wait for frozen {wanted} in {self.at}/cgroup.events", errors.EBUSY)
                 sleep(pause)
                 pause = min(pause * 2, 0.05)
         except OSError as error:
-            raise KernelError(f"write {wanted} to {file}", error.errno or EINVAL) from error
+            raise errors.KernelError(f"write {wanted} to {file}", error.errno or errors.EINVAL) from error
 
     def _freeze_soon(self, frozen: bool) -> None:
         try:
@@ -278,7 +279,7 @@ def swap_value(limit: int | None, swap: int | None) -> str | None:
         return "max"
     if not limit or limit == -1:
         problem = f"{swap} is the sum of memory and swap, and needs memory.limit beside it"
-        raise SpecError(f"{RESOURCES}memory.swap", problem)
+        raise errors.SpecError(f"{RESOURCES}memory.swap", problem)
     return str(swap - limit)
 
 
@@ -321,7 +322,7 @@ class PlannedCgroup(CgroupV2):
     def settings(self, resources: dict[str, Any]) -> list[Setting]:
         for section in ("blockIO", "hugepageLimits", "network", "rdma"):
             if asked(resources.get(section)):
-                raise Unsupported(f"{RESOURCES}{section}: not in a machine, whose devices are not the host's")
+                raise errors.Unsupported(f"{RESOURCES}{section}: not in a machine, whose devices are not the host's")
         return super().settings(resources)
 
     def file(self, file: str, where: str) -> str:

@@ -6,7 +6,7 @@ The kernel asks it about every mknod(2) and open(2) of a device: one ``struct bp
 
 from __future__ import annotations
 
-from pycontain.runtime.errors import SpecError
+from pycontain.runtime import errors
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -77,18 +77,18 @@ def _parse(rule: dict[str, Any], path: str) -> tuple[list[tuple[int, int]], int,
     kind = rule.get("type") or "a"
     if kind != "a":
         if kind not in _KINDS:
-            raise SpecError(f"{path}.type", f"found {kind!r}, wanted a, b, c or u")
+            raise errors.SpecError(f"{path}.type", f"found {kind!r}, wanted a, b, c or u")
         conditions.append((_KIND, _KINDS[kind]))
     for field, register in (("major", _MAJOR), ("minor", _MINOR)):
         number = rule.get(field)
         if number is None or number == -1:
             continue
         if not 0 <= number < 1 << 31:
-            raise SpecError(f"{path}.{field}", f"found {number}, wanted a device number or -1")
+            raise errors.SpecError(f"{path}.{field}", f"found {number}, wanted a device number or -1")
         conditions.append((register, number))
     access = 0
     for letter in rule.get("access") or "rwm":
         if letter not in _ACCESS:
-            raise SpecError(f"{path}.access", f"found {rule['access']!r}, wanted letters of rwm")
+            raise errors.SpecError(f"{path}.access", f"found {rule['access']!r}, wanted letters of rwm")
         access |= _ACCESS[letter]
     return conditions, access, bool(rule.get("allow"))

@@ -8,9 +8,8 @@ imports the cgroup module alone.
 from __future__ import annotations
 
 import posix as os
-from errno import EINVAL
 
-from pycontain.runtime.errors import KernelError
+from pycontain.runtime import errors
 from pycontain.runtime.kernel import cgroup
 from pycontain.runtime.paths import exists
 
@@ -81,7 +80,9 @@ class Host:
         try:
             value = probe()
         except OSError as error:
-            raise KernelError(f"read {error.filename}, for the fact {name!r}", error.errno or EINVAL) from error
+            raise errors.KernelError(
+                f"read {error.filename}, for the fact {name!r}", error.errno or errors.EINVAL
+            ) from error
         setattr(self, name, value)
         return value
 

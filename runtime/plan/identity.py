@@ -6,7 +6,7 @@ person wrote on a command line or in config.json is not, but a slip there must n
 
 from __future__ import annotations
 
-from pycontain.runtime.errors import NotFound, PycontainError, SpecError
+from pycontain.runtime import errors
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -168,11 +168,11 @@ def caps_mask(names: list[str], path: str, grantable: int = ALL_CAPS, warnings: 
     ``warnings``. SpecError: not a list of strings.
     """
     if not isinstance(names, list):
-        raise SpecError(path, f"is {_kind(names)}, wanted an array of capability names")
+        raise errors.SpecError(path, f"is {_kind(names)}, wanted an array of capability names")
     mask = 0
     for index, name in enumerate(names):
         if not isinstance(name, str):
-            raise SpecError(f"{path}[{index}]", f"is {_kind(name)}, wanted a capability name such as CAP_KILL")
+            raise errors.SpecError(f"{path}[{index}]", f"is {_kind(name)}, wanted a capability name such as CAP_KILL")
         number = CAPS.get(name)
         if number is not None and grantable >> number & 1:
             mask |= 1 << number
@@ -193,7 +193,7 @@ def parse_cap(text: str) -> str:
     if not name.startswith("CAP_"):
         name = "CAP_" + name
     if name not in CAPS or not text.isascii():
-        raise PycontainError(
+        raise errors.PycontainError(
             f"capability {text!r} is not known: wanted ALL or a name of capabilities(7) such as NET_ADMIN",
             hint="man 7 capabilities",
         )
@@ -221,7 +221,7 @@ def parse_signal(text: str) -> int:
                 return 34 + int(offset)
             if base == "RTMAX" and sign == "-" and int(offset) <= 30:
                 return 64 - int(offset)
-    raise PycontainError(
+    raise errors.PycontainError(
         f"signal {text!r} is not known: wanted a name such as TERM, SIGTERM or RTMIN+1, or a number from 1 to 64"
     )
 
@@ -234,15 +234,15 @@ def parse_ulimit(text: str) -> Rlimit:
     name, equals, limits = text.partition("=")
     kind = "RLIMIT_" + name.upper()
     if not equals or not limits:
-        raise PycontainError(f"ulimit {text!r} is not name=soft[:hard], such as nofile=1024:4096")
+        raise errors.PycontainError(f"ulimit {text!r} is not name=soft[:hard], such as nofile=1024:4096")
     if kind not in RLIMITS or not name.islower():
         known = " ".join(sorted(rlimit[7:].lower() for rlimit in RLIMITS))
-        raise PycontainError(f"ulimit {name!r} is not known: wanted one of {known}")
+        raise errors.PycontainError(f"ulimit {name!r} is not known: wanted one of {known}")
     first, colon, second = limits.partition(":")
     soft = _limit(text, first)
     hard = _limit(text, second) if colon else soft
     if soft > hard:
-        raise PycontainError(f"ulimit {text!r} has a soft limit above its hard limit")
+        raise errors.PycontainError(f"ulimit {text!r} has a soft limit above its hard limit")
     return {"type": kind, "soft": soft, "hard": hard}
 
 
@@ -259,7 +259,7 @@ def parse_user(text: str, passwd: bytes | None, group: bytes | None) -> User:
     """
     user_text, colon, group_text = text.partition(":")
     if (text and not user_text) or (colon and not group_text) or ":" in group_text:
-        raise PycontainError(f"user {text!r} is not user[:group], such as 1000:1000 or nobody")
+        raise errors.PycontainError(f"user {text!r} is not user[:group], such as 1000:1000 or nobody")
     wanted_uid = _id("user", user_text) if user_text else 0
     name, uid, gid, home = _passwd_entry(user_text, wanted_uid, _lines("passwd", passwd))
     if not colon:
@@ -292,7 +292,7 @@ def _passwd_entry(user: str, uid: int | None, lines: list[bytes]) -> tuple[bytes
             absolute = home.startswith(b"/") and b"\0" not in home
             return fields[0], entry_uid, entry_gid, home.decode("utf-8", "surrogateescape") if absolute else "/"
     if uid is None:
-        raise NotFound(
+        raise errors.NotFound(
             f"user {user!r} is not in the image's /etc/passwd", hint="give a number instead, such as --user 1000:1000"
         )
     return b"", uid, 0, "/"
@@ -308,7 +308,7 @@ def _groups_of(name: bytes, gid: int, lines: list[bytes]) -> list[int]:
                 if number is not None:
                     found[number] = None
     if len(found) > GROUPS_MAX:
-        raise PycontainError(
+        raise errors.PycontainError(
             f"the image's /etc/group puts one user into {len(found)} groups, the kernel takes {GROUPS_MAX}"
         )
     return list(found)
@@ -323,14 +323,16 @@ def _group_id(group: str, lines: list[bytes]) -> int:
             number = _file_id(fields[2])
             if number is not None:
                 return number
-    raise NotFound(f"group {group!r} is not in the image's /etc/group", hint="give a number instead, such as 1000")
+    raise errors.NotFound(
+        f"group {group!r} is not in the image's /etc/group", hint="give a number instead, such as 1000"
+    )
 
 
 def _lines(name: str, data: bytes | None) -> list[bytes]:
     if data is None:
         return []
     if len(data) > FILE_MAX:
-        raise PycontainError(f"the image's /etc/{name} is larger than {FILE_MAX} bytes")
+        raise errors.PycontainError(f"the image's /etc/{name} is larger than {FILE_MAX} bytes")
     return data.split(b"\n")
 
 
@@ -340,12 +342,12 @@ def _id(what: str, text: str) -> int | None:
         digits = text.lstrip("0") or "0"
         number = int(digits) if len(digits) <= 10 else ID_MAX + 1
         if number > ID_MAX:
-            raise PycontainError(f"{what} {text[:40]} is out of range: wanted 0 to {ID_MAX}")
+            raise errors.PycontainError(f"{what} {text[:40]} is out of range: wanted 0 to {ID_MAX}")
         return number
     # A surrogate is a byte of the command line that is not UTF-8; it cannot be encoded and is no name.
     printable = text.isprintable() and not any(0xD800 <= ord(letter) < 0xE000 for letter in text)
     if not text or text[0] in "+-~" or not printable or " " in text or "," in text or "/" in text:
-        raise PycontainError(f"{what} {text!r} is neither a number nor a name")
+        raise errors.PycontainError(f"{what} {text!r} is neither a number nor a name")
     return None
 
 
@@ -361,7 +363,7 @@ def _limit(text: str, limit: str) -> int:
         return RLIM_INFINITY
     if limit.isascii() and limit.isdigit() and len(limit) <= 20 and int(limit) <= RLIM_INFINITY:
         return int(limit)
-    raise PycontainError(f"ulimit {text!r} has {limit!r} where a number, -1 or unlimited is wanted")
+    raise errors.PycontainError(f"ulimit {text!r} has {limit!r} where a number, -1 or unlimited is wanted")
 
 
 def _kind(value: object) -> str:

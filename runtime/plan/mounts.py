@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pycontain.runtime.errors import SpecError, Unsupported
+from pycontain.runtime import errors
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ class Options:
         sets = name in FLAGS
         flag, attr = FLAGS[name if sets else CLEARS[name]]
         if recursive and attr is None:
-            raise SpecError(path, f"found {'r' + name!r}: the kernel has no recursive form of {name!r}")
+            raise errors.SpecError(path, f"found {'r' + name!r}: the kernel has no recursive form of {name!r}")
         if attr is None:
             self.superblock = self.superblock or name
         elif attr & ATIME or name in ("relatime", "norelatime", "atime", "nostrictatime"):
@@ -149,13 +149,13 @@ def mount_ops(mount: dict[str, Any], path: str, bundle: str, cgroup: CgroupView,
 
         return remount(path, given, options, target), []
     if not target.strip("/."):
-        raise SpecError(f"{path}.destination", f"found {target!r}, wanted a path below the root file system")
+        raise errors.SpecError(f"{path}.destination", f"found {target!r}, wanted a path below the root file system")
     if options.bind or kind in ("bind", "none"):
         options.bind = True
         if not source:
-            raise SpecError(f"{path}.source", "found nothing, wanted the path to bind")
+            raise errors.SpecError(f"{path}.source", "found nothing, wanted the path to bind")
         if options.superblock:
-            raise SpecError(
+            raise errors.SpecError(
                 f"{path}.options",
                 f"found {options.superblock!r}: it belongs to a file system, a bind mount cannot have it",
             )
@@ -169,9 +169,9 @@ def mount_ops(mount: dict[str, Any], path: str, bundle: str, cgroup: CgroupView,
             return bind(mount, path, options, source, target, p), []
         return [("bind", source, target, int(options.rec)), *options.attributes(target)], []
     if not kind:
-        raise SpecError(f"{path}.type", "found nothing, wanted a file system type or the option bind")
+        raise errors.SpecError(f"{path}.type", "found nothing, wanted a file system type or the option bind")
     if mapped:
-        raise Unsupported(f"{path}.uidMappings: a file system of type {kind!r}: ids are mapped for bind mounts")
+        raise errors.Unsupported(f"{path}.uidMappings: a file system of type {kind!r}: ids are mapped for bind mounts")
     if options.special:
         from pycontain.runtime.plan.special_mounts import mount as special_mount
 
@@ -261,25 +261,27 @@ def device_ops(devices: list[dict[str, Any]], bind: bool) -> list[Op]:
 def _device(device: dict[str, Any], where: str, bind: bool) -> Op:
     path, kind = device["path"], device["type"]
     if kind not in _TYPES:
-        raise SpecError(f"{where}.type", f"found {kind!r}, wanted c, b, u or p")
+        raise errors.SpecError(f"{where}.type", f"found {kind!r}, wanted c, b, u or p")
     if path[:1] != "/":
-        raise SpecError(f"{where}.path", f"found {path!r}, wanted an absolute path")
+        raise errors.SpecError(f"{where}.path", f"found {path!r}, wanted an absolute path")
     mode, uid, gid = device.get("fileMode"), device.get("uid") or 0, device.get("gid") or 0
     for name, value in (("uid", uid), ("gid", gid)):
         if value > 0xFFFFFFFE:
-            raise SpecError(f"{where}.{name}", f"found {value}, wanted at most 4294967294")
+            raise errors.SpecError(f"{where}.{name}", f"found {value}, wanted at most 4294967294")
     number = 0
     if kind != "p":
         if "major" not in device or "minor" not in device:
-            raise SpecError(f"{where}.major", "found nothing, wanted the device's major and minor number")
+            raise errors.SpecError(f"{where}.major", "found nothing, wanted the device's major and minor number")
         for name, most in (("major", 0xFFF), ("minor", 0xFFFFF)):  # the kernel keeps 12 and 20 bits of them
             if not 0 <= device[name] <= most:
-                raise SpecError(f"{where}.{name}", f"found {device[name]}, wanted 0 to {most}")
+                raise errors.SpecError(f"{where}.{name}", f"found {device[name]}, wanted 0 to {most}")
         number = _dev(device["major"], device["minor"])
         if bind:
             if uid or gid:
                 key = "uid" if uid else "gid"
-                raise Unsupported(f"{where}.{key}: in a user namespace the device is the host's node, with its owner")
+                raise errors.Unsupported(
+                    f"{where}.{key}: in a user namespace the device is the host's node, with its owner"
+                )
             return ("device", path, _TYPES[kind] | (mode or 0) & 0o7777, number, int(mode is None))
     return ("mknod", path, _TYPES[kind] | (0o666 if mode is None else mode) & 0o7777, number, uid, gid, 1)
 

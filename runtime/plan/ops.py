@@ -5,7 +5,7 @@ An operation is a tuple ``(name, *arguments)``. The table here and ``init/protoc
 
 from __future__ import annotations
 
-from pycontain.runtime.errors import PycontainError
+from pycontain.runtime import errors
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -118,14 +118,16 @@ def encode(ops: Sequence[Op]) -> bytes:
                 parts += (len(value).to_bytes(4, "little"), value)
             else:
                 if len(value) > MAX_ITEMS:
-                    raise PycontainError(f"cannot {op[0]}: found {len(value)} strings, wanted at most {MAX_ITEMS}")
+                    raise errors.PycontainError(
+                        f"cannot {op[0]}: found {len(value)} strings, wanted at most {MAX_ITEMS}"
+                    )
                 parts.append(len(value).to_bytes(4, "little"))
                 for item in value:
                     parts += _string(item, op[0])
         arguments = b"".join(parts)
         body += code.to_bytes(4, "little") + len(arguments).to_bytes(4, "little") + arguments
         if len(body) > MAX_BYTES - 16:
-            raise PycontainError(
+            raise errors.PycontainError(
                 f"the plan is too large: found more than {MAX_BYTES} bytes of arguments and environment"
             )
     head = b"PCPL" + VERSION.to_bytes(4, "little") + len(ops).to_bytes(4, "little")
@@ -135,5 +137,5 @@ def encode(ops: Sequence[Op]) -> bytes:
 def _string(value: str, name: str) -> tuple[bytes, bytes, bytes]:
     data = value.encode("utf-8", "surrogateescape")
     if 0 in data:
-        raise PycontainError(f"cannot {name} {value!r}: found a NUL character")
+        raise errors.PycontainError(f"cannot {name} {value!r}: found a NUL character")
     return len(data).to_bytes(4, "little"), data, b"\0"

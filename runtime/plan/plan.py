@@ -6,7 +6,7 @@ name (Unsupported, SpecError with a JSON path). init carries the operations out 
 
 from __future__ import annotations
 
-from pycontain.runtime.errors import SpecError, Unsupported
+from pycontain.runtime import errors
 from pycontain.runtime.plan import ops as _ops
 from pycontain.runtime.plan.identity import ALL_CAPS, RLIMITS, caps_mask
 from pycontain.runtime.plan.mounts import ATTR_RDONLY, MS_REC, PROPAGATION, CgroupView, device_ops, mount_ops
@@ -145,10 +145,10 @@ def plan(
     runs = "process" in spec
     if not runs:
         if not listen:
-            raise SpecError("$.process", "found nothing, wanted the process to run")
+            raise errors.SpecError("$.process", "found nothing, wanted the process to run")
         spec = {**spec, "process": {"cwd": "/"}}  # required for start alone (config.md, "Process")
     if "root" not in spec:
-        raise SpecError("$.root", "found nothing, wanted the root file system")
+        raise errors.SpecError("$.root", "found nothing, wanted the root file system")
     process = spec["process"]
     p = Plan(3 + preserve_fds, into, joins)
     p.console = bool(process.get("terminal"))
@@ -225,7 +225,7 @@ def _oom_score(p: Plan, process: dict[str, Any], user_namespace: bool) -> None:
     score = process.get("oomScoreAdj")
     if score is not None:
         if not -1000 <= score <= 1000:  # proc_pid_oom_score_adj(5)
-            raise SpecError("$.process.oomScoreAdj", f"found {score}, wanted -1000 to 1000")
+            raise errors.SpecError("$.process.oomScoreAdj", f"found {score}, wanted -1000 to 1000")
         if user_namespace:
             # By stage 0, whose children inherit it: our file in /proc is not for the root of a user namespace, and no
             # procfs is to be had there where the one in sight is partly covered.
@@ -236,10 +236,12 @@ def _oom_score(p: Plan, process: dict[str, Any], user_namespace: bool) -> None:
 
 def _refuse_unbuilt(spec: Spec) -> None:
     if (spec.get("linux") or {}).get("intelRdt") is not None:
-        raise Unsupported("$.linux.intelRdt: groups of resctrl are not built yet", hint="remove it from config.json")
+        raise errors.Unsupported(
+            "$.linux.intelRdt: groups of resctrl are not built yet", hint="remove it from config.json"
+        )
     for key in ("windows", "solaris", "zos", "freebsd"):
         if spec.get(key):
-            raise Unsupported(f"$.{key}: this runtime makes Linux containers")
+            raise errors.Unsupported(f"$.{key}: this runtime makes Linux containers")
 
 
 def _namespaces(p: Plan, spec: Spec, linux: dict[str, Any]) -> int:
@@ -249,9 +251,11 @@ def _namespaces(p: Plan, spec: Spec, linux: dict[str, Any]) -> int:
     for i, namespace in enumerate(linux.get("namespaces") or ()):
         kind, path = namespace["type"], namespace.get("path") or ""
         if kind not in NAMESPACES:
-            raise SpecError(f"$.linux.namespaces[{i}].type", f"found {kind!r}, wanted one of {', '.join(NAMESPACES)}")
+            raise errors.SpecError(
+                f"$.linux.namespaces[{i}].type", f"found {kind!r}, wanted one of {', '.join(NAMESPACES)}"
+            )
         if path and not path.startswith("/"):
-            raise SpecError(f"$.linux.namespaces[{i}].path", f"found {path!r}, wanted an absolute path")
+            raise errors.SpecError(f"$.linux.namespaces[{i}].path", f"found {path!r}, wanted an absolute path")
         asked[kind] = path
     for kind in NAMESPACES:
         if asked.get(kind):
@@ -260,22 +264,22 @@ def _namespaces(p: Plan, spec: Spec, linux: dict[str, Any]) -> int:
             new |= NAMESPACES[kind]
     offsets = linux.get("timeOffsets") or {}
     if offsets and not new & NAMESPACES["time"]:
-        raise SpecError("$.linux.timeOffsets", "found offsets, but no new time namespace in $.linux.namespaces")
+        raise errors.SpecError("$.linux.timeOffsets", "found offsets, but no new time namespace in $.linux.namespaces")
     if new & NAMESPACES["time"]:
         # Children of the unsharing process enter it; the offsets are writable until the first one does.
         p.ops.append(("unshare", NAMESPACES["time"]))
         for clock, offset in offsets.items():
             if clock not in ("monotonic", "boottime"):
-                raise SpecError(f"$.linux.timeOffsets[{clock!r}]", "wanted monotonic or boottime")
+                raise errors.SpecError(f"$.linux.timeOffsets[{clock!r}]", "wanted monotonic or boottime")
             text = f"{clock} {offset.get('secs', 0)} {offset.get('nanosecs', 0)}"
             p.ops.append(("write", "/proc/self/timens_offsets", text))
     uid_maps, gid_maps = linux.get("uidMappings") or [], linux.get("gidMappings") or []
     if new & NAMESPACES["user"]:
         if not uid_maps or not gid_maps:
-            raise SpecError("$.linux.uidMappings", "found nothing, wanted mappings for the new user namespace")
+            raise errors.SpecError("$.linux.uidMappings", "found nothing, wanted mappings for the new user namespace")
         p.uid_maps, p.gid_maps = uid_maps, gid_maps
     elif (uid_maps or gid_maps) and not asked.get("user"):  # one that is joined has its own; podman gives dummies then
-        raise SpecError("$.linux.uidMappings", "found mappings, but no new user namespace in $.linux.namespaces")
+        raise errors.SpecError("$.linux.uidMappings", "found mappings, but no new user namespace in $.linux.namespaces")
     return new
 
 
@@ -294,16 +298,16 @@ def _sysctls(linux: dict[str, Any], new: int, p: Plan) -> list[Op]:
         name = key.replace(".", "/") if "/" not in key else key
         parts = name.split("/")
         if len(parts) < 2 or not all(parts) or ".." in parts or any(c in key for c in " \n=") or "\n" in value:
-            raise SpecError(path, "found a malformed name or value, wanted one key and one value")
+            raise errors.SpecError(path, "found a malformed name or value, wanted one key and one value")
         kind = {"net": "network", "user": "user"}.get(parts[0], "")
         if name.startswith("fs/mqueue/") or parts[0] == "kernel" and (parts[1][:3] in ("msg", "sem", "shm")):
             kind = "ipc"
         elif name in ("kernel/hostname", "kernel/domainname"):
             kind = "uts"
         if not kind:
-            raise SpecError(path, "it is not of a namespace: setting it would change the host")
+            raise errors.SpecError(path, "it is not of a namespace: setting it would change the host")
         if not own & NAMESPACES[kind]:
-            raise SpecError(path, f"it belongs to the {kind} namespace, and the container has none of its own")
+            raise errors.SpecError(path, f"it belongs to the {kind} namespace, and the container has none of its own")
         ops.append(("sysctl", name, value))
     return ops
 
@@ -313,7 +317,7 @@ def _names(p: Plan, spec: Spec, new: int) -> None:
     for key, op in (("hostname", "hostname"), ("domainname", "domainname")):
         if spec.get(key):
             if not (new & NAMESPACES["uts"] or joined_uts):
-                raise SpecError(f"$.{key}", "found a name, but no uts namespace in $.linux.namespaces")
+                raise errors.SpecError(f"$.{key}", "found a name, but no uts namespace in $.linux.namespaces")
             p.ops.append((op, spec[key]))
 
 
@@ -323,7 +327,7 @@ def _filesystem(p: Plan, spec: Spec, host: Host, rootfs: dict[str, Any], bundle:
     propagation = wish or "rslave"
     kind = propagation[1:] if propagation[0] == "r" else propagation
     if kind not in PROPAGATION:
-        raise SpecError(
+        raise errors.SpecError(
             "$.linux.rootfsPropagation",
             f"found {propagation!r}, wanted private, slave, unbindable or shared, or one of them with an r before it",
         )
@@ -365,7 +369,7 @@ def _terminal(p: Plan, process: dict[str, Any], *, bind: bool) -> Op:
     size = process.get("consoleSize") or {}
     for key, value in size.items():
         if value > 0xFFFF:  # struct winsize, ioctl_tty(2)
-            raise SpecError(f"$.process.consoleSize.{key}", f"found {value}, wanted at most 65535")
+            raise errors.SpecError(f"$.process.consoleSize.{key}", f"found {value}, wanted at most 65535")
     uid = (process.get("user") or {}).get("uid", 0)
     return ("terminal", p.after_files(), size.get("height", 0), size.get("width", 0), uid, int(bind))
 
@@ -398,10 +402,10 @@ def _hooks(p: Plan, kind: str, directory: str) -> None:
 def hook_op(hook: dict[str, Any], path: str, directory: str = "") -> Op:
     """``directory``: where it runs; "" for the working directory of the process, which a container's own hook has."""
     if not hook["path"].startswith("/"):
-        raise SpecError(f"{path}.path", f"found {hook['path']!r}, wanted an absolute path")
+        raise errors.SpecError(f"{path}.path", f"found {hook['path']!r}, wanted an absolute path")
     timeout = hook.get("timeout")
     if timeout is not None and timeout <= 0:
-        raise SpecError(f"{path}.timeout", f"found {timeout}, wanted more than zero seconds")
+        raise errors.SpecError(f"{path}.timeout", f"found {timeout}, wanted more than zero seconds")
     seconds = min(timeout or 0, _LONGEST)
     return ("hook", path, hook["path"], hook.get("args") or [hook["path"]], hook.get("env") or [], seconds, directory)
 
@@ -421,16 +425,20 @@ def process_ops(
     uid, gid = user.get("uid", 0), user.get("gid", 0)
     for name, value in (("uid", uid), ("gid", gid)):
         if value > 0xFFFFFFFE:
-            raise SpecError(f"$.process.user.{name}", f"found {value}, wanted at most 4294967294")
+            raise errors.SpecError(f"$.process.user.{name}", f"found {value}, wanted at most 4294967294")
     if process.get("rlimits"):
         _rlimits(p, process, user_namespace)
     personality = linux.get("personality")
     if personality:
         if personality["domain"] not in _PERSONALITIES:
-            raise SpecError("$.linux.personality.domain", f"found {personality['domain']!r}, wanted LINUX or LINUX32")
+            raise errors.SpecError(
+                "$.linux.personality.domain", f"found {personality['domain']!r}, wanted LINUX or LINUX32"
+            )
         if personality.get("flags"):
             flag = personality["flags"][0]
-            raise SpecError("$.linux.personality.flags[0]", f"found {flag!r}, but the specification defines no flags")
+            raise errors.SpecError(
+                "$.linux.personality.flags[0]", f"found {flag!r}, but the specification defines no flags"
+            )
         ops.append(("personality", _PERSONALITIES[personality["domain"]]))
     if not _RARE.isdisjoint(process) or "memoryPolicy" in linux:
         from pycontain.runtime.plan.process import process_ops as rare
@@ -449,7 +457,7 @@ def process_ops(
     groups = b""
     for i, group in enumerate(user.get("additionalGids") or ()):
         if group > 0xFFFFFFFE:
-            raise SpecError(f"$.process.user.additionalGids[{i}]", f"found {group}, wanted at most 4294967294")
+            raise errors.SpecError(f"$.process.user.additionalGids[{i}]", f"found {group}, wanted at most 4294967294")
         groups += group.to_bytes(4, "little")
     ops.append(("groups", groups))
     if "umask" in user:
@@ -486,12 +494,12 @@ def _rlimits(p: Plan, process: dict[str, Any], user_namespace: bool) -> None:
         path = f"$.process.rlimits[{i}]"
         kind, soft, hard = limit["type"], limit["soft"], limit["hard"]
         if kind not in RLIMITS:
-            raise SpecError(f"{path}.type", f"found {kind!r}, wanted one of {', '.join(RLIMITS)}")
+            raise errors.SpecError(f"{path}.type", f"found {kind!r}, wanted one of {', '.join(RLIMITS)}")
         if kind in seen:
-            raise SpecError(f"{path}.type", f"found {kind!r} a second time")
+            raise errors.SpecError(f"{path}.type", f"found {kind!r} a second time")
         seen.add(kind)
         if soft > hard:
-            raise SpecError(f"{path}.soft", f"found {soft}, wanted at most the hard limit {hard}")
+            raise errors.SpecError(f"{path}.soft", f"found {soft}, wanted at most the hard limit {hard}")
         p.ops.append(("rlimit", RLIMITS[kind], soft, hard))
     if user_namespace:
         # Root of a user namespace cannot raise a hard limit: that is done before it is entered.

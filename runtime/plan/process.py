@@ -6,7 +6,7 @@ config-linux.md, "Memory policy"). Every function raises SpecError or Unsupporte
 
 from __future__ import annotations
 
-from pycontain.runtime.errors import SpecError, Unsupported
+from pycontain.runtime import errors
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def label_mounts(ops: list[Op], label: str, host: Host) -> None:
     """``$.linux.mountLabel`` on the file systems that ``ops`` mount (mount(8), "context="), in place."""
     _want(host.selinux, "$.linux.mountLabel", "SELinux")
     if '"' in label or "\n" in label:
-        raise SpecError("$.linux.mountLabel", f"found {label!r}, wanted no quotation mark and no newline")
+        raise errors.SpecError("$.linux.mountLabel", f"found {label!r}, wanted no quotation mark and no newline")
     for i, op in enumerate(ops):
         if op[0] == "mount" and op[3] not in _UNLABELLED:
             data = f'{op[5]},context="{label}"' if op[5] else f'context="{label}"'
@@ -102,19 +102,19 @@ def _scheduler(scheduler: dict[str, Any]) -> Op:
     policy = scheduler["policy"]
     number = _named(policy, POLICIES, f"{path}.policy")
     if policy == "SCHED_ISO":
-        raise Unsupported(f"{path}.policy: no kernel has SCHED_ISO")
+        raise errors.Unsupported(f"{path}.policy: no kernel has SCHED_ISO")
     nice, priority = scheduler.get("nice") or 0, scheduler.get("priority") or 0
     if not -20 <= nice <= 19:
-        raise SpecError(f"{path}.nice", f"found {nice}, wanted -20 to 19")
+        raise errors.SpecError(f"{path}.nice", f"found {nice}, wanted -20 to 19")
     real_time = policy in ("SCHED_FIFO", "SCHED_RR")
     if real_time and not 1 <= priority <= 99:
-        raise SpecError(f"{path}.priority", f"found {priority}, wanted 1 to 99 for {policy}")
+        raise errors.SpecError(f"{path}.priority", f"found {priority}, wanted 1 to 99 for {policy}")
     if priority and not real_time:
-        raise SpecError(f"{path}.priority", f"found {priority}, but {policy} knows no priority")
+        raise errors.SpecError(f"{path}.priority", f"found {priority}, but {policy} knows no priority")
     times = [scheduler.get(key) or 0 for key in ("runtime", "deadline", "period")]
     for key, value in zip(("runtime", "deadline", "period"), times):
         if value and policy != "SCHED_DEADLINE":
-            raise SpecError(f"{path}.{key}", f"found {value}, but {policy} knows no {key}")
+            raise errors.SpecError(f"{path}.{key}", f"found {value}, but {policy} knows no {key}")
     flags = _flags(scheduler, SCHEDULER_FLAGS, path)
     return ("scheduler", number, flags, nice, priority, *times)
 
@@ -123,7 +123,7 @@ def _io_priority(wanted: dict[str, Any]) -> Op:
     number = _named(wanted["class"], IO_CLASSES, "$.process.ioPriority.class")
     level = wanted.get("priority") or 0
     if not 0 <= level <= 7:
-        raise SpecError("$.process.ioPriority.priority", f"found {level}, wanted 0 to 7")
+        raise errors.SpecError("$.process.ioPriority.priority", f"found {level}, wanted 0 to 7")
     return ("io_priority", number << 13 | level)
 
 
@@ -131,13 +131,13 @@ def _memory_policy(policy: dict[str, Any]) -> Op:
     path = "$.linux.memoryPolicy"
     mode = policy.get("mode")
     if mode is None:
-        raise SpecError(f"{path}.mode", f"found nothing, wanted one of {', '.join(MEMORY_MODES)}")
+        raise errors.SpecError(f"{path}.mode", f"found nothing, wanted one of {', '.join(MEMORY_MODES)}")
     number = _named(mode, MEMORY_MODES, f"{path}.mode")
     nodes = _mask(policy.get("nodes") or "", f"{path}.nodes", "memory nodes", NODES_MAX)
     if nodes and mode in ("MPOL_DEFAULT", "MPOL_LOCAL"):
-        raise SpecError(f"{path}.nodes", f"found {policy['nodes']!r}, but {mode} takes no nodes")
+        raise errors.SpecError(f"{path}.nodes", f"found {policy['nodes']!r}, but {mode} takes no nodes")
     if not nodes and mode not in ("MPOL_DEFAULT", "MPOL_LOCAL", "MPOL_PREFERRED"):
-        raise SpecError(f"{path}.nodes", f"found nothing, but {mode} wants at least one node")
+        raise errors.SpecError(f"{path}.nodes", f"found nothing, but {mode} wants at least one node")
     flags = _flags(policy, MEMORY_FLAGS, path)
     return ("memory_policy", number | flags, nodes)
 
@@ -148,7 +148,7 @@ def _labels(process: dict[str, Any], host: Host) -> list[Op]:
     if profile and (profile != "unconfined" or host.apparmor):  # without AppArmor everything is
         _want(host.apparmor, "$.process.apparmorProfile", "AppArmor")
         if "\n" in profile:
-            raise SpecError("$.process.apparmorProfile", f"found {profile!r}, wanted no newline")
+            raise errors.SpecError("$.process.apparmorProfile", f"found {profile!r}, wanted no newline")
         ops.append(("label", "apparmor/exec", f"exec {profile}"))
     if label:
         _want(host.selinux, "$.process.selinuxLabel", "SELinux")
@@ -158,12 +158,12 @@ def _labels(process: dict[str, Any], host: Host) -> list[Op]:
 
 def _want(there: bool, path: str, module: str) -> None:
     if not there:
-        raise Unsupported(f"{path}: {module} is not on in this kernel", hint="remove it from config.json")
+        raise errors.Unsupported(f"{path}: {module} is not on in this kernel", hint="remove it from config.json")
 
 
 def _named(name: str, table: dict[str, int], path: str) -> int:
     if name not in table:
-        raise SpecError(path, f"found {name!r}, wanted one of {', '.join(table)}")
+        raise errors.SpecError(path, f"found {name!r}, wanted one of {', '.join(table)}")
     return table[name]
 
 
@@ -181,7 +181,7 @@ def _mask(text: str, path: str, what: str, most: int) -> bytes:
         first, dash, last = part.strip().partition("-")
         low, high = _number(first), _number(last if dash else first)
         if low is None or high is None or not low <= high < most:
-            raise SpecError(path, f"found {text!r}, wanted {what} from 0 to {most - 1} such as 0-3,7")
+            raise errors.SpecError(path, f"found {text!r}, wanted {what} from 0 to {most - 1} such as 0-3,7")
         mask |= (1 << high + 1) - (1 << low)
     return mask.to_bytes(-(-mask.bit_length() // 64) * 8, "little")
 

@@ -7,7 +7,7 @@ those of libseccomp as runc drives it, but for the cases that docs/design/seccom
 
 from __future__ import annotations
 
-from pycontain.runtime.errors import SpecError, Unsupported
+from pycontain.runtime import errors
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -110,18 +110,20 @@ def compile_filter(seccomp: Mapping[str, Any], arch: str | None = None) -> Filte
     """
     machine = _machine(arch)
     if not isinstance(seccomp, dict):
-        raise SpecError(PATH, "is not an object")
+        raise errors.SpecError(PATH, "is not an object")
     default = _action(seccomp, "defaultAction", "defaultErrnoRet", PATH)
     skipped: list[str] = []
     arches = _architectures(seccomp, machine, skipped)
     flags = _flags(seccomp)
     if seccomp.get("listenerMetadata") and not seccomp.get("listenerPath"):
-        raise SpecError(f"{PATH}.listenerMetadata", "is set, but listenerPath is not")
+        raise errors.SpecError(f"{PATH}.listenerMetadata", "is set, but listenerPath is not")
     rules = [_rule(entry, f"{PATH}.syscalls[{i}]") for i, entry in enumerate(_array(seccomp, "syscalls"))]
     flags = _listening(seccomp, flags, default, rules)
     program = _program(rules, default, arches, skipped)
     if len(program) > 8 * MAX_INSTRUCTIONS:
-        raise SpecError(PATH, f"compiles to {len(program) // 8} instructions, the kernel takes {MAX_INSTRUCTIONS}")
+        raise errors.SpecError(
+            PATH, f"compiles to {len(program) // 8} instructions, the kernel takes {MAX_INSTRUCTIONS}"
+        )
     return Filter(program, flags, skipped)
 
 
@@ -142,7 +144,7 @@ def _machine(arch: str | None) -> str:
 
         arch = uname().machine
     if arch not in FAMILIES:
-        raise Unsupported(f"seccomp filters for {arch} are not supported, only for {' and '.join(FAMILIES)}")
+        raise errors.Unsupported(f"seccomp filters for {arch} are not supported, only for {' and '.join(FAMILIES)}")
     return arch
 
 
@@ -154,13 +156,13 @@ def _array(where: Mapping[str, Any], key: str, path: str = PATH) -> list[Any]:
     if value is None:
         return []
     if not isinstance(value, list):
-        raise SpecError(f"{path}.{key}", "is not an array")
+        raise errors.SpecError(f"{path}.{key}", "is not an array")
     return value
 
 
 def _unsigned(value: object, path: str, bits: int) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 1 << bits:
-        raise SpecError(path, f"is {value!r}, wanted a number from 0 to {(1 << bits) - 1}")
+        raise errors.SpecError(path, f"is {value!r}, wanted a number from 0 to {(1 << bits) - 1}")
     return value
 
 
@@ -168,16 +170,16 @@ def _action(where: Mapping[str, Any], key: str, errno_key: str, path: str) -> in
     name = where.get(key)
     if not isinstance(name, str) or name not in ACTIONS:
         found = "is missing" if name is None else f"is {name!r}"
-        raise SpecError(f"{path}.{key}", f"{found}, wanted one of {' '.join(ACTIONS)}")
+        raise errors.SpecError(f"{path}.{key}", f"{found}, wanted one of {' '.join(ACTIONS)}")
     action = ACTIONS[name]
     data = where.get(errno_key)
     if data is None:
         return action | EPERM if action in DATA_MAX else action
     if action not in DATA_MAX:
-        raise SpecError(f"{path}.{errno_key}", f"is set, but {name} returns no errno")
+        raise errors.SpecError(f"{path}.{errno_key}", f"is set, but {name} returns no errno")
     value = _unsigned(data, f"{path}.{errno_key}", 32)
     if value > DATA_MAX[action]:
-        raise SpecError(f"{path}.{errno_key}", f"is {value}, {name} takes 0 to {DATA_MAX[action]}")
+        raise errors.SpecError(f"{path}.{errno_key}", f"is {value}, {name} takes 0 to {DATA_MAX[action]}")
     return action | value
 
 
@@ -187,7 +189,9 @@ def _architectures(seccomp: Mapping[str, Any], machine: str, skipped: list[str])
     for index, name in enumerate(_array(seccomp, "architectures")):
         short = name[10:] if isinstance(name, str) and name.startswith("SCMP_ARCH_") else ""
         if not short or short not in ARCHITECTURES.split():
-            raise SpecError(f"{PATH}.architectures[{index}]", f"is {name!r}, wanted a name such as SCMP_ARCH_X86_64")
+            raise errors.SpecError(
+                f"{PATH}.architectures[{index}]", f"is {name!r}, wanted a name such as SCMP_ARCH_X86_64"
+            )
         if short.lower() in FAMILIES[machine]:
             wanted.add(short.lower())
         else:
@@ -200,7 +204,7 @@ def _flags(seccomp: Mapping[str, Any]) -> int:
     for index, name in enumerate(_array(seccomp, "flags")):
         path = f"{PATH}.flags[{index}]"
         if not isinstance(name, str) or name not in FLAGS:
-            raise SpecError(path, f"is {name!r}, wanted one of {' '.join(FLAGS)}")
+            raise errors.SpecError(path, f"is {name!r}, wanted one of {' '.join(FLAGS)}")
         flags |= FLAGS[name]
     return flags
 
@@ -208,7 +212,7 @@ def _flags(seccomp: Mapping[str, Any]) -> int:
 def _listening(seccomp: Mapping[str, Any], flags: int, default: int, rules: list[Rule]) -> int:
     """The flags with what a listener wants. Raises SpecError and Unsupported for one that cannot be had."""
     if default == NOTIFY:
-        raise Unsupported(
+        raise errors.Unsupported(
             f"{PATH}.defaultAction: SCMP_ACT_NOTIFY would stop the process before its listener is handed over"
         )
     notified = [i for i, rule in enumerate(rules) if rule[1] == NOTIFY]
@@ -218,12 +222,12 @@ def _listening(seccomp: Mapping[str, Any], flags: int, default: int, rules: list
     for i in notified:
         if "write" in rules[i][0]:
             what = "SCMP_ACT_NOTIFY of write would stop the process before its listener is handed over"
-            raise Unsupported(f"{PATH}.syscalls[{i}].action: {what}")
+            raise errors.Unsupported(f"{PATH}.syscalls[{i}].action: {what}")
     path = seccomp.get("listenerPath")
     if not isinstance(path, str) or not path.startswith("/"):
         found = "found nothing" if not path else f"found {path!r}"
         wanted = "wanted the socket to send the listener of SCMP_ACT_NOTIFY to"
-        raise SpecError(f"{PATH}.listenerPath", f"{found}, {wanted}")
+        raise errors.SpecError(f"{PATH}.listenerPath", f"{found}, {wanted}")
     if flags & FLAGS["SECCOMP_FILTER_FLAG_TSYNC"]:
         flags |= TSYNC_ESRCH  # else the two cannot go together: both say something with the return value
     return flags | NEW_LISTENER
@@ -231,13 +235,13 @@ def _listening(seccomp: Mapping[str, Any], flags: int, default: int, rules: list
 
 def _rule(entry: object, path: str) -> Rule:
     if not isinstance(entry, dict):
-        raise SpecError(path, "is not an object")
+        raise errors.SpecError(path, "is not an object")
     names = _array(entry, "names", path)
     if not names:
-        raise SpecError(f"{path}.names", "is empty, wanted at least one system call")
+        raise errors.SpecError(f"{path}.names", "is empty, wanted at least one system call")
     for index, name in enumerate(names):
         if not isinstance(name, str) or not name:
-            raise SpecError(f"{path}.names[{index}]", f"is {name!r}, wanted the name of a system call")
+            raise errors.SpecError(f"{path}.names[{index}]", f"is {name!r}, wanted the name of a system call")
     action = _action(entry, "action", "errnoRet", path)
     conditions = [_condition(arg, f"{path}.args[{index}]") for index, arg in enumerate(_array(entry, "args", path))]
     if not conditions:
@@ -250,13 +254,13 @@ def _rule(entry: object, path: str) -> Rule:
 
 def _condition(arg: object, path: str) -> Condition:
     if not isinstance(arg, dict):
-        raise SpecError(path, "is not an object")
+        raise errors.SpecError(path, "is not an object")
     index = _unsigned(arg.get("index"), f"{path}.index", 32)
     if index > 5:
-        raise SpecError(f"{path}.index", f"is {index}, a system call has arguments 0 to 5")
+        raise errors.SpecError(f"{path}.index", f"is {index}, a system call has arguments 0 to 5")
     op = arg.get("op")
     if not isinstance(op, str) or not op.startswith("SCMP_CMP_") or op[9:] not in OPERATORS:
-        raise SpecError(f"{path}.op", f"is {op!r}, wanted SCMP_CMP_ and one of {' '.join(OPERATORS)}")
+        raise errors.SpecError(f"{path}.op", f"is {op!r}, wanted SCMP_CMP_ and one of {' '.join(OPERATORS)}")
     value = _unsigned(arg.get("value"), f"{path}.value", 64)
     second = arg.get("valueTwo")
     return index, op[9:], value, 0 if second is None else _unsigned(second, f"{path}.valueTwo", 64)

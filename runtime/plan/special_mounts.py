@@ -5,7 +5,7 @@ Off the start path: ``mounts`` imports it where a configuration asks for such.
 
 from __future__ import annotations
 
-from pycontain.runtime.errors import SpecError, Unsupported
+from pycontain.runtime import errors
 from pycontain.runtime.plan.mounts import CLEARS, FLAGS, PROPAGATION
 from pycontain.runtime.plan.ops import NO_FD
 
@@ -35,23 +35,23 @@ def bind(mount: dict[str, Any], path: str, options: Options, source: str, target
         elif name == "src-nofollow":
             how |= NO_FOLLOW
         elif name == "tmpcopyup":
-            raise SpecError(at, "found 'tmpcopyup': it is for the type tmpfs, a bind mount cannot have it")
+            raise errors.SpecError(at, "found 'tmpcopyup': it is for the type tmpfs, a bind mount cannot have it")
         else:
             mapped, where, maps = 2 if name == "ridmap" else 1, at, value
     for key, other in (("uidMappings", "gidMappings"), ("gidMappings", "uidMappings")):
         if mount.get(key) and not mount.get(other):
-            raise SpecError(f"{path}.{other}", f"found nothing, wanted mappings beside those in {key}")
+            raise errors.SpecError(f"{path}.{other}", f"found nothing, wanted mappings beside those in {key}")
     mapped = mapped or int(bool(mount.get("uidMappings")))
     peer = p.shared and any(flag == PROPAGATION["shared"] for flag, _ in options.propagation)
     if not mapped and not peer:
         return [("bind", source, target, how), *options.attributes(target)]
     if how & COPY_LINK:
-        raise SpecError(where, "found 'copy-symlink' beside it: a link has neither ids to map nor peers")
+        raise errors.SpecError(where, "found 'copy-symlink' beside it: a link has neither ids to map nor peers")
     uids, gids, namespace = _maps(mount, path, where, maps, p) if mapped else ("", "", NO_FD)
     spread = 0 if peer else PROPAGATION["private" if p.private else "slave"]
     slot = len(p.early)
     if slot == TREES_MAX:
-        raise Unsupported(f"{path}: found more than {TREES_MAX} mounts that map ids or are shared with the host")
+        raise errors.Unsupported(f"{path}: found more than {TREES_MAX} mounts that map ids or are shared with the host")
     p.early.append(("tree", slot, source, how, spread, mapped, namespace, uids, gids))
     return [("attach", slot, target), *options.attributes(target)]
 
@@ -70,7 +70,7 @@ def _maps(mount: dict[str, Any], path: str, where: str, written: str, p: Plan) -
     """``(uid_map, gid_map, descriptor of a user namespace instead)`` of an id-mapped mount."""
     if written:
         if mount.get("uidMappings"):
-            raise SpecError(where, f"found mappings here and in {path}.uidMappings, wanted one of them")
+            raise errors.SpecError(where, f"found mappings here and in {path}.uidMappings, wanted one of them")
         return _written(written, where)
     for found, at in ((mount, path), ({"uidMappings": p.uid_maps, "gidMappings": p.gid_maps}, "$.linux")):
         if found.get("uidMappings"):
@@ -78,7 +78,7 @@ def _maps(mount: dict[str, Any], path: str, where: str, written: str, p: Plan) -
             return uids, gids, NO_FD
     joined = p.joined("user")
     if joined is None:
-        raise SpecError(
+        raise errors.SpecError(
             where, "found nothing to map ids by: neither uidMappings of the mount nor a user namespace of the container"
         )
     return "", "", joined
@@ -91,10 +91,10 @@ def _written(text: str, where: str) -> tuple[str, str, int]:
         kind, _, triplets = part.partition("=")
         rows = [triplet.split("-") for triplet in triplets.split("#")]
         if kind not in ("uids", "gids") or not all(len(row) == 3 and all(n.isdecimal() for n in row) for row in rows):
-            raise SpecError(where, f"found {part!r}, wanted uids=FS-HOST-SIZE[#...] or gids=FS-HOST-SIZE[#...]")
+            raise errors.SpecError(where, f"found {part!r}, wanted uids=FS-HOST-SIZE[#...] or gids=FS-HOST-SIZE[#...]")
         found[kind] = [{"containerID": int(a), "hostID": int(b), "size": int(c)} for a, b, c in rows]
     if len(found) != 2:
-        raise SpecError(where, f"found {text!r}, wanted both uids= and gids=, divided by a semicolon")
+        raise errors.SpecError(where, f"found {text!r}, wanted both uids= and gids=, divided by a semicolon")
     return id_map(found["uids"], where), id_map(found["gids"], where), NO_FD
 
 
@@ -104,7 +104,9 @@ def id_map(maps: list[dict[str, int]], path: str) -> str:
     for i, row in enumerate(maps):
         inside, outside, size = row["containerID"], row["hostID"], row["size"]
         if size == 0 or max(inside, outside) + size > 1 << 32:
-            raise SpecError(f"{path}[{i}]", f"found {size} ids from {inside} and {outside}, wanted ids below 2^32")
+            raise errors.SpecError(
+                f"{path}[{i}]", f"found {size} ids from {inside} and {outside}, wanted ids below 2^32"
+            )
         lines.append(f"{inside} {outside} {size}\n")
     return "".join(lines)
 
@@ -112,12 +114,14 @@ def id_map(maps: list[dict[str, int]], path: str) -> str:
 def remount(path: str, given: list[str], options: Options, target: str) -> list[Op]:
     """``remount``: with ``bind`` the flags of the mount alone, without it its file system's too (mount(8))."""
     for _, at in options.special:
-        raise SpecError(at, "found 'remount' beside it: it is for a mount that is made")
+        raise errors.SpecError(at, "found 'remount' beside it: it is for a mount that is made")
     ops: list[Op] = []
     if options.bind:
         if options.superblock or options.data:
             word = options.superblock or options.data
-            raise SpecError(f"{path}.options", f"found {word!r}: it belongs to a file system, not to one mount of it")
+            raise errors.SpecError(
+                f"{path}.options", f"found {word!r}: it belongs to a file system, not to one mount of it"
+            )
     else:
         # The kernel knows these words for a superblock; silent and loud are for its log, and say nothing here.
         words = [o for o in given if o in ("ro", "rw") or _of_superblock(o)] + [o for o in options.data.split(",") if o]
@@ -137,8 +141,10 @@ def mount(path: str, given: list[str], options: Options, kind: str, source: str,
         if option == "tmpcopyup" and kind == "tmpfs":
             continue
         if option.startswith(("idmap", "ridmap")):
-            raise Unsupported(f"{at}: {option!r} of a file system of type {kind!r}: ids are mapped for bind mounts")
-        raise SpecError(at, f"found {option!r}: a file system of type {kind!r} cannot have it")
+            raise errors.Unsupported(
+                f"{at}: {option!r} of a file system of type {kind!r}: ids are mapped for bind mounts"
+            )
+        raise errors.SpecError(at, f"found {option!r}: a file system of type {kind!r} cannot have it")
     words = [o for o in given if _of_superblock(o)] + [o for o in options.data.split(",") if o]
     ops: list[Op] = [("copy_up", source or kind, target, options.attr_set, words)]
     return ops + options.attributes(target)
@@ -154,9 +160,9 @@ def shared_mounts(p: Plan, spec: dict[str, Any], rootfs: dict[str, Any]) -> None
     why = "needs a mount namespace of the container's own"
     hint = 'add {"type": "mount"} to $.linux.namespaces'
     if rootfs["kind"] != "directory":
-        raise Unsupported(f"$.linux.namespaces: an image's root file system {why}", hint=hint)
+        raise errors.Unsupported(f"$.linux.namespaces: an image's root file system {why}", hint=hint)
     if p.uid_maps or p.joined("user") is not None:
-        raise Unsupported(f"$.linux.namespaces: a user namespace {why}", hint=hint)
+        raise errors.Unsupported(f"$.linux.namespaces: a user namespace {why}", hint=hint)
     p.shares_mounts = bool(
         spec.get("mounts")
         or any(linux.get(key) for key in ("maskedPaths", "readonlyPaths", "rootfsPropagation"))

@@ -13,7 +13,7 @@ from errno import ENOENT, ESRCH
 from fcntl import LOCK_EX, LOCK_NB, flock
 
 from pycontain.runtime import channel
-from pycontain.runtime.errors import Conflict, KernelError, PycontainError
+from pycontain.runtime.errors import Conflict, KernelError, Nonsense, PycontainError
 from pycontain.runtime.namespaces import failure
 from pycontain.runtime.plan.ops import encode
 from pycontain.runtime.plan.plan import Plan
@@ -197,7 +197,7 @@ class Caller:
                     raise GuestGone(f"the machine of {self._name} sent {channel.NAMES[kind]!r} out of order")
         except TimeoutError:
             raise GuestGone(f"the machine of {self._name} did not answer in time") from None
-        except channel.Nonsense as error:
+        except Nonsense as error:
             raise GuestGone(f"the machine of {self._name}: {error.message}") from None
         except (BrokenPipeError, ConnectionResetError):
             raise GuestGone(f"the machine of {self._name} is gone") from None

@@ -19,8 +19,7 @@ import time
 from fcntl import LOCK_EX, LOCK_NB, flock
 
 from pycontain.runtime import jsontext, namespaces
-from pycontain.runtime.channel import ChannelClosed
-from pycontain.runtime.errors import Conflict, PycontainError
+from pycontain.runtime.errors import ChannelClosed, Conflict, PycontainError
 from pycontain.runtime.vm import initramfs, port, qemu
 from pycontain.runtime.vm.parts import Base, Parts, uid_of
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from pycontain.runtime import channel
-from pycontain.runtime.errors import KernelError
+from pycontain.runtime.errors import ChannelClosed, KernelError
 from pycontain.runtime.namespaces import Process
 
 PID = 4711
@@ -97,7 +97,7 @@ def test_no_program_runs_where_its_maker_was_killed(init: Init, soon: bool) -> N
     if soon:
         init.process.go_soon(b"{}")
     init.says(UNSHARED, READY)
-    with pytest.raises(channel.ChannelClosed, match="init ended before it had done its part"):
+    with pytest.raises(ChannelClosed, match="init ended before it had done its part"):
         init.process.unshared()
         init.process.go(b"{}", start_too=True)
     assert channel.START not in (init.was_told() if soon else [])

@@ -25,7 +25,7 @@ RUNTIME = (
     {"control", "creation", "example", "features", "hooks", "netdevices"},
     {"lifecycle", "checkpoint", "update", "events"},
     {"main", "verbs"},
-    {"start"},
+    {"start", "start_cache"},
 )
 GROUND = tuple(f"pycontain.runtime.{room}" for room in ("errors", "kernel", "spec", "jsontext", "light", "paths"))
 # It looks at every room from above, and is used by one command.
@@ -38,7 +38,7 @@ LIGHT = {
     "sys", "termios", "time",
 }  # fmt: skip
 OFF_START_PATH = {
-    f"pycontain.runtime.{name}" for name in ("kernel.syscalls", "kernel.systemd", "plan.describe", "terminal", "seccomp_agent", "shared_mounts", "netdevices")
+    f"pycontain.runtime.{name}" for name in ("kernel.syscalls", "kernel.systemd", "plan.describe", "terminal", "seccomp_agent", "shared_mounts", "netdevices", "start_cache")
 }
 
 # Names of control files that only one version of cgroups has. Each side keeps to its own.

@@ -123,8 +123,8 @@ def test_a_group_is_shed(arena: Arena) -> str:
     "CVE-2024-40635",
     Patch(
         "runtime/plan",
-        '        if value > 0xFFFFFFFE:\n            raise SpecError(f"$.process.user.{name}"',
-        '        if False:\n            raise SpecError(f"$.process.user.{name}"',
+        '        if value > 0xFFFFFFFE:\n            raise errors.SpecError(f"$.process.user.{name}"',
+        '        if False:\n            raise errors.SpecError(f"$.process.user.{name}"',
     ),
     Patch("runtime/plan", "ID_MAX: Final = 0x7FFFFFFF\n", "ID_MAX: Final = 1 << 63\n"),
 )

@@ -11,7 +11,7 @@ run:
 
 test:
 	@tools/setup test
-	tools/isolated $(PYTHON) -m pytest $(PYTEST)
+	tools/suite $(PYTEST)
 
 lint:
 	@tools/setup lint

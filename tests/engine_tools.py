@@ -66,9 +66,10 @@ class Host:
 
     @property
     def environment(self) -> dict[str, str]:
-        settings = self.directory / "vm.toml"  # never this host's own: prune clears what they name
+        settings = self.directory / "vm.toml"  # never this host's own, nor the suite's: prune clears what they name
         if not settings.exists():
-            machine_tools.settings(self.directory)
+            cache = machine_tools.cache() if self.executor == "vm" else self.directory / "machines"
+            machine_tools.settings(self.directory, cache=str(cache))
         own = {"PYTHONPATH": _PYTHON_PATH, "PYCONTAIN_CONFIG": os.devnull}
         return {"PYCONTAIN_VM_CONFIG": str(settings), **os.environ, **own}
 

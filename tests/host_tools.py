@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from tests import machine_tools
 from tests.runtime_tools import HIERARCHIES, make_rootfs
 
 _INSTALLED = Path(sys.executable).with_name("pycontain")
@@ -49,7 +50,10 @@ class Host:
     def __init__(self, path: Path) -> None:
         self.data, self.run_root = path / "data", path / "run"
         self.inside = Namespace()
-        self.env = {**os.environ, "PYCONTAIN_ROOT": str(self.data), "PYCONTAIN_RUN": str(self.run_root)}
+        path.mkdir(parents=True, exist_ok=True)
+        machines = machine_tools.settings(path, cache=str(path / "machines"))  # prune clears what is not used in there
+        own = {"PYCONTAIN_ROOT": self.data, "PYCONTAIN_RUN": self.run_root, "PYCONTAIN_VM_CONFIG": machines}
+        self.env = {**os.environ, **{name: str(value) for name, value in own.items()}}
 
     def command(self, *args: object) -> list[str]:
         return [*self.inside.prefix, *COMMAND, *map(str, args)]
@@ -123,18 +127,29 @@ def cgroups() -> set[str]:
     found = set()
     for hierarchy in (HIERARCHIES, *(path for path in HIERARCHIES.iterdir() if path.is_dir())):
         with contextlib.suppress(FileNotFoundError):
-            found |= {f"{hierarchy}/{entry.name}" for entry in os.scandir(hierarchy / "pycontain") if entry.is_dir()}
+            found |= {entry.path for entry in os.scandir(hierarchy / "pycontain") if entry.is_dir()}
     return found
 
 
-def no_more_cgroups_than(before: set[str]) -> bool:
-    """Whether every cgroup but those of ``before`` goes away (another program's may take its time)."""
+def no_more_cgroups_than(before: set[str], host: Host) -> bool:
+    """Whether each cgroup that is there now and not in ``before`` goes away, or is full of another host's processes."""
     deadline = time.monotonic() + 5
-    while cgroups() - before:
+    more = cgroups() - before
+    while more := {path for path in more if os.path.isdir(path) and not _lived_in_by_others(path, host)}:
         if time.monotonic() > deadline:
             return False
         time.sleep(0.05)
     return True
+
+
+def _lived_in_by_others(cgroup: str, host: Host) -> bool:
+    """Whether there are processes in it, none of which has its root in a directory of ``host``."""
+    try:
+        pids = Path(cgroup, "cgroup.procs").read_text().split()
+        mounts = [Path(f"/proc/{pid}/mountinfo").read_text() for pid in pids]
+    except OSError:
+        return False  # somebody ended meanwhile
+    return bool(mounts) and not any(str(host.data) in text for text in mounts)
 
 
 @contextlib.contextmanager

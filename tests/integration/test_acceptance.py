@@ -101,7 +101,7 @@ def test_limits_by_cgroupspy(host: Host) -> None:
     path = next(Path("/sys/fs/cgroup").glob(f"pids/**/{identifier}/pids.max"))
     assert subprocess.run(["cat", path], capture_output=True, text=True).stdout == "20\n"
     host("rm", "-f", "limits", check=True)
-    assert no_more_cgroups_than(before)
+    assert no_more_cgroups_than(before, host)
 
 
 def test_limits_hold(host: Host) -> None:
@@ -113,7 +113,7 @@ def test_limits_hold(host: Host) -> None:
     bomb = "for i in $(seq 40); do sleep 5 & done; echo all"
     done = host("run", "--pids-limit", "20", "--rm", IMAGE, "sh", "-c", bomb)
     assert "can't fork" in done.stderr and done.returncode != 0
-    assert no_more_cgroups_than(before)
+    assert no_more_cgroups_than(before, host)
 
 
 @pytest.mark.needs("pyroute2")

@@ -39,7 +39,7 @@ def test_two_hundred_one_after_another(host: Host, tmp_path: Path) -> None:
     done = subprocess.run(["sh", "-c", script], env=host.env, capture_output=True, text=True, timeout=290)
     assert (done.returncode, done.stderr) == (0, "")
     assert host.left() == {}
-    assert no_more_cgroups_than(before)
+    assert no_more_cgroups_than(before, host)
 
 
 @pytest.mark.timeout(180)
@@ -53,7 +53,7 @@ def test_twenty_at_once(host: Host) -> None:
     ]
     assert [process.wait(150) for process in running] == list(range(20))
     assert host.left() == {}
-    assert no_more_cgroups_than(before)
+    assert no_more_cgroups_than(before, host)
 
 
 def supervisor_of(host: Host, name: str) -> int:
@@ -112,7 +112,7 @@ def test_a_hundred_kills(host: Host) -> None:
             time.sleep(0.1)  # a teardown that the supervisor began is on its way
             host("system", "prune", "-f", check=True)
         assert host.left() == {}
-        assert no_more_cgroups_than(before), (i, victim)
+        assert no_more_cgroups_than(before, host), (i, victim)
     done = host("run", "--rm", "--name", "crash0", "-p", "22000:80", IMAGE, "echo", "free again", check=True)
     assert done.stdout == "free again\n"
 

@@ -30,7 +30,7 @@ pytestmark = [
 ]
 SOURCE = REPOSITORY / "tests/vm/hostile.c"
 MORE_KIB = 8 << 10
-BOOT, ANSWER = 25.0, 2.0
+BOOT, ANSWER = 45.0, 2.0
 AT_ONCE = 3
 NONSENSE = "init sent nonsense: found "
 NAME = "cannot boot the machine of {id}: "

@@ -169,8 +169,9 @@ def create(
         config, cgroup, resources, facts = _rootless.prepare(config, id, compulsory=rootless is False, cgroup=given)
     path = cgroup.path if cgroup.directories else ""
     # Where nobody has anything to do in between, init need not wait for us.
-    ahead = not (listen or config.get("hooks") or lease or launcher or pid_file or pidfd_socket or notify)
-    beside = ahead and facts is None and manager is None
+    alone = not (config.get("hooks") or lease or launcher or notify)
+    ahead = alone and not (listen or pid_file or pidfd_socket)
+    beside = alone and facts is None and manager is None
     rootfs = rootfs or rootfs_of(config, bundle)
     keyring = None if no_new_keyring else f"_ses.{id}"
     machine = None

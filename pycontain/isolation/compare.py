@@ -2,7 +2,9 @@
 
 The rules, of which each is the same with the runs swapped:
 
-- An outcome is worse if it goes from held to noisy or leaked, or from noisy to leaked. That is always a regression.
+- An outcome is worse if it goes from held to noisy or leaked, or from noisy to leaked. That is always a regression, but
+  for a neighbour that was slowed down by factors on both sides of the border between held and noisy which, each of one
+  round, are within FEW_TOLERANCE of each other: that is named.
 - A count of the surface that came out the same every time in both runs is compared exactly: more is worse. One above
   EXACT_UP_TO (files below /sys) follows what else the host does: it agrees within FEW_TOLERANCE.
 - Any other figure agrees if the intervals overlap, or if the medians differ by no more than TOLERANCE of the smaller
@@ -196,11 +198,21 @@ def _outcomes(made: Comparison, level: str) -> None:
         if old is not None and new is not None:
             if old.verdict == new.verdict:
                 made.agreed += 1
+            elif _by_chance(old, new):
+                why = f"its work took {old.times:.2g} and {new.times:.2g} times as long as alone, which chance can do"
+                made.uncompared.append(Uncompared(f"{level}: {shown(claim.title)}", why))
             else:
                 made.changes.append(Turn(level, claim, old, new))
         elif old is not None or new is not None:
             why = f"only the {'old' if old else 'new'} run has it"
             made.uncompared.append(Uncompared(f"{level}: {shown(claim.title)}", why))
+
+
+def _by_chance(old: OutcomeRecord, new: OutcomeRecord) -> bool:
+    """Whether a neighbour was slowed down about as much in both runs, on whichever side of noisy."""
+    if old.times is None or new.times is None:
+        return False
+    return max(old.times, new.times) <= (1 + FEW_TOLERANCE) * min(old.times, new.times)
 
 
 def _figures(made: Comparison, level: str) -> None:

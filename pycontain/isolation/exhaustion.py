@@ -144,7 +144,7 @@ def _outcome(want: Want, alone: Latency, victim: Tenant, got: str) -> Outcome:
         return Outcome(claim, "leaked", f"{part:.0f} % of the victim's tries failed ({want.unit}: {beside.why}); {got}")
     ratio = beside.quantile(0.5) / alone.quantile(0.5)
     said = f"the victim's {want.unit} took {ratio:.2g} times as long as alone ({beside.quantile(0.5):.0f} us); {got}"
-    return Outcome(claim, "noisy" if ratio >= NOISY else "held", said)
+    return Outcome(claim, "noisy" if ratio >= NOISY else "held", said, ratio)
 
 
 MEASURES: tuple[Measure, ...] = tuple(

@@ -147,11 +147,13 @@ class Sample:
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """What became of an attack: ``held``, ``leaked`` (``detail``: what), or ``noisy`` (``detail``: how much):
-    contained, but the neighbour notices. ``detail`` is for people, one sentence."""
+    contained, but the neighbour notices. ``detail`` is for people, one sentence. ``times``: how many times as long as
+    alone the neighbour's work takes, where it is that which was held or noisy."""
 
     claim: str
     verdict: Verdict
     detail: str
+    times: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -56,6 +56,7 @@ class OutcomeRecord:
     claim: str
     verdict: Verdict
     detail: str
+    times: float | None
     at: float
 
 

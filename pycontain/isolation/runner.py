@@ -273,7 +273,8 @@ class Run:
     def _checked(self, item: object, number: int, where: dict[str, Any]) -> dict[str, Any]:
         """The record of what a measure yielded. Raises PycontainError where it is nothing that it may yield."""
         if isinstance(item, Outcome):
-            record = {"kind": "outcome", **where, "claim": item.claim, "verdict": item.verdict, "detail": item.detail}
+            record = {"kind": "outcome", **where, "claim": item.claim, "verdict": item.verdict}
+            record |= {"detail": item.detail, "times": item.times}
         elif isinstance(item, Sample):
             values = [float(value) for value in item.values]
             record = {"kind": "sample", **where, "quantity": item.quantity, "round": number, "values": values}

@@ -105,6 +105,7 @@ RECORDS: dict[str, dict[str, Any]] = {
         claim=_NAME,
         verdict=_choice(*get_args(Verdict)),
         detail=_TEXT,
+        times={"type": ["number", "null"]},
         at=_SECONDS,
     ),
     "absent": _object("absent", level=_NAME, measure=_NAME, why=_NAME, at=_SECONDS),

@@ -99,7 +99,7 @@ def records(seed: int = 7, rounds: int = 3, hostile: bool = False, missing: dict
             verdict = "held" if rank < strength or claim["name"] == "kernel.4" else "noisy" if claim["kind"] == "exhaustion" else "leaked"
             detail = HOSTILE if hostile else {"held": "refused: EPERM", "leaked": "7 bytes of the decoy were read", "noisy": f"the neighbour's p99 grew {1 + 10 * rank:.1f} times"}[verdict]
             if (place, level) != (5, "runsc"):
-                made.append({"kind": "outcome", "level": level, "measure": "attacks", "claim": claim["name"], "verdict": verdict, "detail": detail, "at": 1.0 + place})
+                made.append({"kind": "outcome", "level": level, "measure": "attacks", "claim": claim["name"], "verdict": verdict, "detail": detail, "times": None, "at": 1.0 + place})
         for place, (name, _, unit, _, size, factor) in enumerate(QUANTITIES):
             if (name, level) in {("start50.first", "vm-tcg"), ("surface.functions", "rootless"), ("work.web", "runsc")}:
                 continue
@@ -111,7 +111,7 @@ def records(seed: int = 7, rounds: int = 3, hostile: bool = False, missing: dict
                 measure = "functions" if name == "surface.functions" else "parallel" if name.startswith("start50") else group(name)
                 made.append({"kind": "sample", "level": level, "measure": measure, "quantity": name, "round": number, "values": values, "detail": "ext4" if name.startswith("file") else "", "at": 100.0 + place})
     for claim in first["claims"]:
-        made.append({"kind": "outcome", "level": "opened", "measure": "attacks", "claim": claim["name"], "verdict": "held" if claim["name"] == "kernel.4" else "leaked", "detail": "7 bytes of the decoy were read", "at": 1.0})
+        made.append({"kind": "outcome", "level": "opened", "measure": "attacks", "claim": claim["name"], "verdict": "held" if claim["name"] == "kernel.4" else "leaked", "detail": "7 bytes of the decoy were read", "times": None, "at": 1.0})
     made.append({"kind": "absent", "level": "rootless", "measure": "functions", "why": HOSTILE if hostile else "an unprivileged user cannot trace the kernel", "at": 3.0})
     made.append({"kind": "failed", "level": "vm-tcg", "measure": "parallel", "why": "50 machines at once: no memory is left", "at": 4.0})
     made.append({"kind": "taken", "level": "process", "measure": "cost", "round": 1, "seconds": 2.5})

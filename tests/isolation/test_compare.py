@@ -114,12 +114,25 @@ def test_outcomes(tmp_path: Path, old: str, new: str, direction: str | None) -> 
     first = {**LINES[0], "quantities": []}
     runs = []
     for verdict in (old, new):
-        outcome = {"kind": "outcome", "level": "runc", "measure": "attacks", "claim": "files.0", "verdict": verdict, "detail": "\x1b[31mseen" * 99, "at": 1}
+        outcome = {"kind": "outcome", "level": "runc", "measure": "attacks", "claim": "files.0", "verdict": verdict, "detail": "\x1b[31mseen" * 99, "times": None, "at": 1}
         runs.append(results_tools.written(tmp_path / f"{len(runs)}.jsonl", [first, outcome]))
     found = compare.compare(*runs)
     assert [one.direction for one in found.changes] == ([direction] if direction else [])
     assert bool(found.regressions) is (direction == "worse")
     assert "\x1b" not in found.text() and all(len(line) < 300 for line in found.text().splitlines()[2:])
+
+
+@pytest.mark.parametrize(("old", "new", "direction"), [(1.2, 2.3, None), (2.3, 1.2, None), (1.2, 2.5, "worse"), (2.5, 1.2, "better"), (1.2, None, "worse")])
+def test_a_neighbour_that_is_slowed_down_about_as_much(tmp_path: Path, old: float, new: float | None, direction: str | None) -> None:
+    runs = []
+    for times in (old, new):
+        verdict = "leaked" if times is None else "noisy" if times >= 2 else "held"
+        outcome = {"kind": "outcome", "level": "runc", "measure": "attacks", "claim": "files.0", "verdict": verdict, "detail": "slow", "times": times, "at": 1}
+        runs.append(results_tools.written(tmp_path / f"{len(runs)}.jsonl", [{**LINES[0], "quantities": []}, outcome]))
+    found = compare.compare(*runs)
+    assert [one.direction for one in found.changes] == ([direction] if direction else [])
+    if direction is None:
+        assert f"its work took {old} and {new} times as long as alone, which chance can do" in found.text()
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,7 @@ RUN: dict[str, Any] = {
     "claims": [{"name": "file", "title": "a file", "attack": "open", "kind": "files", "row": ""}],
 }  # fmt: skip
 SAMPLE = {"kind": "sample", "level": "process", "measure": "start", "quantity": "start.total", "round": 1, "values": [1.5, 2], "detail": "", "at": 0.5}
-OUTCOME = {"kind": "outcome", "level": "opened", "measure": "files", "claim": "file", "verdict": "leaked", "detail": "read it", "at": 1}
+OUTCOME = {"kind": "outcome", "level": "opened", "measure": "files", "claim": "file", "verdict": "leaked", "detail": "read it", "times": None, "at": 1}
 TAKEN = {"kind": "taken", "level": "process", "measure": "start", "round": 1, "seconds": 0.25}
 FAILED = {"kind": "failed", "level": "process", "measure": "start", "why": "it broke", "at": 1}
 END = {"kind": "end", "seconds": 2.5, "complete": True}

@@ -143,7 +143,7 @@ def _outcome(want: Want, alone: Latency, victim: Tenant, got: str) -> Outcome:
         part = 100 * beside.failed / len(beside.us)
         return Outcome(claim, "leaked", f"{part:.0f} % of the victim's tries failed ({want.unit}: {beside.why}); {got}")
     ratio = beside.quantile(0.5) / alone.quantile(0.5)
-    said = f"the victim's {want.unit} took {ratio:.2g} times as long as alone ({beside.quantile(0.5):.0f} us); {got}"
+    said = f"{want.unit} took the victim {ratio:.2g} times as long as alone ({beside.quantile(0.5):.0f} us); {got}"
     return Outcome(claim, "noisy" if ratio >= NOISY else "held", said, ratio)
 
 

@@ -1,6 +1,6 @@
 """The dialogue with init, over any stream descriptor: a socket pair here, a virtio port in a machine.
 
-``unshared → go → ready → start → (end of stream: the program runs) | failed``. Numbers as in init/protocol.h.
+``plan → unshared → go → ready → start → (end of stream: the program runs) | failed``. Numbers as in init/protocol.h.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ import posix as os
 from pycontain.runtime import errors
 
 UNSHARED, GO, READY, START, EXITED, FAILED, DATA, HELLO, PART, SESSION = range(1, 11)
-LISTENER, MOUNTED = 17, 18
+LISTENER, MOUNTED, PLAN = 17, 18, 19
 NAMES = {
     1: "unshared", 2: "go", 3: "ready", 4: "start", 5: "exited", 6: "failed", 7: "data", 8: "hello", 9: "part",
     10: "session", 11: "running", 12: "stream", 13: "credit", 14: "close", 15: "signal", 16: "resize",
-    17: "listener", 18: "mounted",
+    17: "listener", 18: "mounted", 19: "plan",
 }  # fmt: skip
 MAX_BYTES = 1 << 20
 NO_OP = 0xFFFFFFFF  # the index of a failure that is no operation's

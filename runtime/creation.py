@@ -15,8 +15,6 @@ from pycontain.runtime.jsontext import dump, parse
 from pycontain.runtime.kernel.cgroup import absolute, hierarchies, open_cgroup
 from pycontain.runtime.kernel.host import privileged, probe
 from pycontain.runtime.paths import is_directory, read_bounded, real
-from pycontain.runtime.plan.mounts import DEFAULT_DEVICES
-from pycontain.runtime.plan.plan import Plan, plan
 from pycontain.runtime.state import Container, check_id
 
 TYPE_CHECKING = False
@@ -28,8 +26,10 @@ if TYPE_CHECKING:
     from pycontain.runtime.kernel.host import Host
     from pycontain.runtime.namespaces import Launcher, Process
     from pycontain.runtime.netdevices import Moved
+    from pycontain.runtime.plan.plan import Plan
 
 OCI_VERSION = "1.3.0"
+_AHEAD = {"network": 0x40000000, "ipc": 0x08000000, "uts": 0x04000000}
 
 
 class Running:
@@ -57,19 +57,19 @@ def cgroup_path(config: dict[str, Any], id: str) -> str:
     return absolute((config.get("linux") or {}).get("cgroupsPath") or f"/pycontain/{id}")
 
 
-# What every container may do with devices besides $.linux.resources.devices: make nodes (a node alone opens
-# nothing), and use the default devices of config-linux.md, pseudo-terminals and their multiplexer.
-_DEVICE_RULES = [{"allow": True, "type": kind, "access": "m"} for kind in "cb"] + [
-    {"allow": True, "type": "c", "major": major, "minor": minor, "access": "rwm"}
-    for major, minor in [*(d[1:] for d in DEFAULT_DEVICES), (5, 2), (136, -1)]
-]
-
-
 def complete_resources(config: dict[str, Any]) -> dict[str, Any]:
     """``$.linux.resources`` with complete device rules: nothing is allowed that no rule allows."""
+    from pycontain.runtime.plan.mounts import DEFAULT_DEVICES  # when init has started
+
     resources = dict((config.get("linux") or {}).get("resources") or {})
     deny = {"allow": False, "type": "a", "access": "rwm"}
-    resources["devices"] = [deny, *(resources.get("devices") or ()), *_DEVICE_RULES]
+    # What every container may do besides: make nodes (a node alone opens nothing), and use the default devices of
+    # config-linux.md, pseudo-terminals and their multiplexer.
+    more = [{"allow": True, "type": kind, "access": "m"} for kind in "cb"] + [
+        {"allow": True, "type": "c", "major": major, "minor": minor, "access": "rwm"}
+        for major, minor in [*(d[1:] for d in DEFAULT_DEVICES), (5, 2), (136, -1)]
+    ]
+    resources["devices"] = [deny, *(resources.get("devices") or ()), *more]
     return resources
 
 
@@ -154,109 +154,109 @@ def create(
         raise errors.PycontainError(
             "found a console socket, but $.process.terminal is not true", hint="set $.process.terminal to true"
         )
-    found = hierarchies()
-    facts = given = None
-    if manager is not None:
-        from pycontain.runtime.kernel.managers import planned
-
-        given = planned(manager, config, id)
-    if privileged():
-        cgroup = given or open_cgroup(cgroup_path(config, id), found)
-        resources = complete_resources(config)
-    else:
-        from pycontain.runtime import rootless as _rootless
-
-        config, cgroup, resources, facts = _rootless.prepare(config, id, compulsory=rootless is False, cgroup=given)
-    path = cgroup.path if cgroup.directories else ""
-    # Where nobody has anything to do in between, init need not wait for us.
-    alone = not (config.get("hooks") or lease or launcher or notify)
-    ahead = alone and not (listen or pid_file or pidfd_socket)
-    beside = alone and facts is None and manager is None
-    rootfs = rootfs or rootfs_of(config, bundle)
-    keyring = None if no_new_keyring else f"_ses.{id}"
-    machine = None
-    if config.get("vm") is not None or "org.pycontain.isolation" in (config.get("annotations") or ()):
-        from pycontain.runtime.vm.machine import machine_for
-
-        machine = machine_for(
-            config, id, path, rootfs, lease, resources, bundle=bundle, keyring=keyring, reap=reap,
-            preserve_fds=preserve_fds, notify=notify,
-        )  # fmt: skip
-    if machine is not None:
-        if manager is not None:
-            raise errors.Unsupported(
-                f"--cgroup-manager {manager}: a container in a machine has its cgroups by their files"
-            )
-        p, resources = machine.plan, machine.host_resources
-    else:
-        p = plan_for(
-            cgroup,
-            config,
-            resources,
-            probe(found),
-            rootfs,
-            lease,
-            bundle=bundle,
-            preserve_fds=preserve_fds,
-            listen=listen,
-            no_pivot=no_pivot,
-            keyring=keyring,
-            reap=reap,
-            facts=facts,
-            beside=beside,
-        )
-    fields = {
-        "ociVersion": OCI_VERSION,
-        "bundle": bundle,
-        "cgroup": path,
-        "annotations": config.get("annotations") or {},
-    }
-    fields["rootfs"] = rootfs.get("path") or rootfs["target"]
-    hooks = (config.get("hooks") or {}) if machine is not None else p.hooks
-    fields["created"] = now()
-    fields["operations"] = len(p.ops)
-    fields["poststart"] = hooks.get("poststart") or []
-    fields["poststop"] = hooks.get("poststop") or []
-    fields["own_pids"] = own_pids(config)
-    if "process" not in config:
-        fields["no_process"] = True
-    if p.shares_mounts:
-        from pycontain.runtime.shared_mounts import count
-
-        fields["mounts_before"] = count(str(fields["rootfs"]))
-    if facts is not None:
-        fields["rootless"] = facts
-    if manager is not None:
-        fields["manager"] = manager
-    container = Container.make(root, id, fields, raw)
-    if notify:
-        os.mkdir(f"{container.directory}/notify", 0o755)
-    process: Process | None = None
+    # Before all that takes a while: init starts, and makes what it can of the namespaces, beside it.
+    process = namespaces.begin(
+        3 + preserve_fds, stdio=stdio, launcher=launcher, ahead=namespaces_ahead(config) if privileged() else 0
+    )
+    container: Container | None = None
+    machine: Any = None
+    p: Plan | None = None
     moved: Moved | None = None
     listener = -1
-    made = False
+    made: Cgroup | None = None
     try:
+        found = hierarchies()
+        facts = asked = None
+        if manager is not None:
+            from pycontain.runtime.kernel.managers import planned
+
+            asked = planned(manager, config, id)
+        if privileged():
+            cgroup = asked or open_cgroup(cgroup_path(config, id), found)
+            resources = complete_resources(config)
+        else:
+            from pycontain.runtime import rootless as _rootless
+
+            config, cgroup, resources, facts = _rootless.prepare(config, id, compulsory=rootless is False, cgroup=asked)
+        path = cgroup.path if cgroup.directories else ""
+        # Where nobody has anything to do in between, init need not wait for us.
+        alone = not (config.get("hooks") or lease or launcher or notify)
+        ahead = alone and not (listen or pid_file or pidfd_socket)
+        beside = alone and facts is None and manager is None
+        rootfs = rootfs or rootfs_of(config, bundle)
+        keyring = None if no_new_keyring else f"_ses.{id}"
+        if config.get("vm") is not None or "org.pycontain.isolation" in (config.get("annotations") or ()):
+            from pycontain.runtime.vm.machine import machine_for
+
+            machine = machine_for(
+                config, id, path, rootfs, lease, resources, bundle=bundle, keyring=keyring, reap=reap,
+                preserve_fds=preserve_fds, notify=notify,
+            )  # fmt: skip
+        if machine is not None:
+            if manager is not None:
+                raise errors.Unsupported(
+                    f"--cgroup-manager {manager}: a container in a machine has its cgroups by their files"
+                )
+            resources = machine.host_resources
+        fields = {
+            "ociVersion": OCI_VERSION,
+            "bundle": bundle,
+            "cgroup": path,
+            "annotations": config.get("annotations") or {},
+        }
+        fields["rootfs"] = rootfs.get("path") or rootfs["target"]
+        hooks = config.get("hooks") or {}
+        fields["created"] = now()
+        fields["poststart"] = hooks.get("poststart") or []
+        fields["poststop"] = hooks.get("poststop") or []
+        fields["own_pids"] = own_pids(config)
+        if "process" not in config:
+            fields["no_process"] = True
+        if facts is not None:
+            fields["rootless"] = facts
+        if manager is not None:
+            fields["manager"] = manager
+        container = Container.make(root, id, fields, raw)
+        if notify:
+            os.mkdir(f"{container.directory}/notify", 0o755)
         cgroup.create()
-        made = True
+        made = cgroup
         if listen:
             listener = _listen(f"{container.directory}/control.sock")
         cgroup_fds = join_fds(cgroup)
         try:
+            named = listener if listen else None
             if machine is not None:
-                host = machine.host_plan(container, cgroup, joining(cgroup), console, listener if listen else None)
-                process = namespaces.launch(host, cgroup_fds=cgroup_fds, stdio=stdio, launcher=launcher)
+                p = machine.plan
+                host = machine.host_plan(container, cgroup, joining(cgroup), console, named)
+                process.obey(host, cgroup_fds=cgroup_fds)
             else:
-                process = namespaces.launch(
-                    p,
-                    cgroup_fds=cgroup_fds,
-                    stdio=stdio,
-                    console=console,
-                    listener=listener if listen else None,
-                    launcher=launcher,
+                p = plan_for(
+                    cgroup,
+                    config,
+                    resources,
+                    probe(found),
+                    rootfs,
+                    lease,
+                    bundle=bundle,
+                    preserve_fds=preserve_fds,
+                    listen=listen,
+                    no_pivot=no_pivot,
+                    keyring=keyring,
+                    reap=reap,
+                    facts=facts,
+                    beside=beside,
                 )
+                if p.shares_mounts:
+                    from pycontain.runtime.shared_mounts import count
+
+                    container.fields["mounts_before"] = count(str(fields["rootfs"]))
+                    container.save()
+                process.obey(p, cgroup_fds=cgroup_fds, console=console, listener=named)
         finally:
             for fd in cgroup_fds:
                 os.close(fd)
+        container.fields["operations"] = len(p.ops)
         # While init clones: its child does nothing before "go". Until the last of v1's device rules is written it could
         # not even make a node, as the first denies everything.
         try:
@@ -320,27 +320,40 @@ def create(
         container.close()
         return Running(pid, process)
     except BaseException as error:
-        if process is not None:
-            process.close()
+        process.close()
         if moved is not None:
             moved.undo()
-        if made:
-            _undo(cgroup, process, launcher)
-            if p.shares_mounts:
+        if made is not None:
+            _undo(made, process, launcher)
+        if container is not None:
+            if p is not None and p.shares_mounts:
                 from pycontain.runtime.shared_mounts import undo
 
                 undo(container.fields)
-        container.remove()  # a cgroup that could not be made may be another container's
-        if isinstance(error, errors.HookFailed):
-            from pycontain.runtime import hooks as _hooks
+            container.remove()  # a cgroup that could not be made may be another container's
+            if isinstance(error, errors.HookFailed):
+                from pycontain.runtime import hooks as _hooks
 
-            _hooks.poststop(container.fields["poststop"], container.oci("stopped"))
+                _hooks.poststop(container.fields["poststop"], container.oci("stopped"))
         raise
     finally:
         if listener >= 0:
             os.close(listener)
         if machine is not None:
             machine.close()
+
+
+def namespaces_ahead(config: dict[str, Any]) -> int:
+    """The new namespaces (flags of clone(2)) that init may make before it knows its plan.
+
+    None of them where others are joined, which comes first, or where they are to belong to a new user namespace.
+    """
+    flags = 0
+    for namespace in (config.get("linux") or {}).get("namespaces") or ():
+        if namespace.get("path") or namespace["type"] == "user":
+            return 0
+        flags |= _AHEAD.get(namespace["type"], 0)
+    return flags
 
 
 def joining(cgroup: Cgroup) -> tuple[bool, int]:
@@ -361,6 +374,8 @@ def plan_for(
     **settings: Any,
 ) -> Plan:
     """``plan``, with what it has to know of the cgroup, and of a user who is not root (``facts``)."""
+    from pycontain.runtime.plan.plan import plan
+
     into, joins = joining(cgroup)
     program = cgroup.device_program(resources)
     p = plan(
@@ -373,11 +388,11 @@ def plan_for(
     return p
 
 
-def _undo(cgroup: Cgroup, process: Process | None, launcher: Any) -> None:
-    if process is not None and process.pid and not cgroup.directories:
+def _undo(cgroup: Cgroup, process: Process, launcher: Any) -> None:
+    if process.pid and not cgroup.directories:
         os.kill(process.pid, 9)  # our child, and in no cgroup that would know it
     cgroup.kill_all()
-    if process is not None and process.pid and launcher is None:
+    if process.pid and launcher is None:
         os.waitpid(process.pid, 0)
     cgroup.remove()
 

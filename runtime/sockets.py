@@ -12,6 +12,7 @@ if "_launcher" in sys.builtin_module_names:
     from _launcher import connect as connect
     from _launcher import listen as listen
     from _launcher import pair as pair
+    from _launcher import send_fds as send_fds
     from _launcher import timeout as timeout
 else:
     import _socket
@@ -42,5 +43,14 @@ else:
             timeval = (micros // 1_000_000).to_bytes(8, "little") + (micros % 1_000_000).to_bytes(8, "little")
             sock.setsockopt(_socket.SOL_SOCKET, _socket.SO_RCVTIMEO, timeval)
             sock.setsockopt(_socket.SOL_SOCKET, _socket.SO_SNDTIMEO, timeval)
+        finally:
+            sock.detach()
+
+    def send_fds(fd: int, data: bytes, fds: list[int]) -> None:
+        """Write ``data``, and hand ``fds`` over with it (unix(7), SCM_RIGHTS)."""
+        sock = _socket.socket(fileno=fd)
+        try:
+            rights = b"".join(number.to_bytes(4, sys.byteorder) for number in fds)
+            sock.sendmsg([data], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, rights)])
         finally:
             sock.detach()

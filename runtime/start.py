@@ -52,8 +52,14 @@ VERBS = {
     "exec": (*MODULES, "pycontain.runtime.lifecycle", "pycontain.runtime.verbs"),
 }
 
-# Run when they are first asked for something: they are for what goes wrong.
-LATE_MODULES = ("pycontain.runtime.errors",)
+# Run when they are first asked for something: what is for failures, and what plans, beside which init starts.
+LATE_MODULES = (
+    "pycontain.runtime.errors",
+    "pycontain.runtime.plan.identity",
+    "pycontain.runtime.plan.mounts",
+    "pycontain.runtime.plan.ops",
+    "pycontain.runtime.plan.plan",
+)
 
 _cache = ""
 _mapped: memoryview | None = None

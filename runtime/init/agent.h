@@ -81,8 +81,8 @@ static bool session_begins(const char *payload, uint32_t n)
 	if (session.plan < 0 || session.stage0 || !take(&a, &flags, 8) || !take_string(&a, &path) || !take(&a, &files, 4) || files > 32)
 		return nonsense("a session that cannot be");
 	socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, local);
-	fds[count++] = session.plan;
 	fds[count++] = local[1];
+	fds[count++] = session.plan;
 	for (int i = *path ? -1 : 0; i < (int)files; i++) {
 		if (i >= 0 && !take_string(&a, &path))
 			return nonsense("a session without its files");

@@ -104,6 +104,7 @@ static PyMethodDef functions[] = {
 	{ "pair", socket_pair, METH_NOARGS, "Two connected sockets." },
 	{ "listen", socket_listen, METH_O, "A socket that listens at the path." },
 	{ "connect", socket_connect, METH_O, "A socket that is connected to who listens at the path." },
+	{ "send_fds", socket_send_fds, METH_VARARGS, "Write bytes, and hand descriptors over with them." },
 	{ "lock", lock, METH_VARARGS, "flock(2)." },
 	{ "timeout", socket_timeout, METH_VARARGS, "How many seconds one read or write may take." },
 	{ NULL, NULL, 0, NULL },

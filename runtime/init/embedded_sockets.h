@@ -69,3 +69,37 @@ static PyObject *socket_timeout(PyObject *self, PyObject *args)
 		return PyErr_SetFromErrno(PyExc_OSError);
 	Py_RETURN_NONE;
 }
+
+static PyObject *socket_send_fds(PyObject *self, PyObject *args)
+{
+	union {
+		struct cmsghdr head;
+		char bytes[CMSG_SPACE(253 * sizeof(int))]; /* SCM_MAX_FD of unix(7) */
+	} control = { 0 };
+	struct iovec v;
+	struct msghdr message = { .msg_iov = &v, .msg_iovlen = 1, .msg_control = &control };
+	PyObject *list;
+	Py_ssize_t n;
+	int fd;
+	ssize_t sent;
+
+	(void)self;
+	if (!PyArg_ParseTuple(args, "iy#O!", &fd, &v.iov_base, &v.iov_len, &PyList_Type, &list))
+		return NULL;
+	n = PyList_GET_SIZE(list);
+	if (n > 253)
+		return PyErr_Format(PyExc_ValueError, "found %zd descriptors, wanted at most 253", n);
+	message.msg_controllen = CMSG_SPACE(n * sizeof(int));
+	control.head = (struct cmsghdr){ .cmsg_level = SOL_SOCKET, .cmsg_type = SCM_RIGHTS, .cmsg_len = CMSG_LEN(n * sizeof(int)) };
+	for (Py_ssize_t i = 0; i < n; i++) {
+		((int *)CMSG_DATA(&control.head))[i] = (int)PyLong_AsLong(PyList_GET_ITEM(list, i));
+		if (PyErr_Occurred())
+			return NULL;
+	}
+	do
+		sent = sendmsg(fd, &message, MSG_NOSIGNAL);
+	while (sent < 0 && errno == EINTR && PyErr_CheckSignals() == 0);
+	if (sent < 0)
+		return PyErr_Occurred() ? NULL : PyErr_SetFromErrno(PyExc_OSError);
+	Py_RETURN_NONE;
+}

@@ -9,8 +9,9 @@
  * Trust: the plan is trusted. What lies below the root file system is not: every path there is resolved
  * with openat2(RESOLVE_IN_ROOT) against the root's file descriptor, then used as a descriptor.
  *
- *   argv: BASE COUNT     file descriptors BASE.. are: plan, channel, then what the plan names by number;
- *                        3..BASE-1 are passed on to the container's program (--preserve-fds)
+ *   argv: BASE AHEAD     descriptor BASE is the channel. The plan comes over it, with the descriptors that it names by
+ *                        number; 3..BASE-1 are passed on to the container's program (--preserve-fds). AHEAD: new
+ *                        namespaces of the container's first process, to be made while Python still plans
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -52,11 +53,13 @@
 #define CLOSE_RANGE_CLOEXEC 4
 #endif
 #define KEYCTL_JOIN_SESSION_KEYRING 1
+#define SCM_MAX_FD 253 /* unix(7) */
 
 static int channel = -1;      /* the dialogue with Python */
 static int procfs = -1;       /* our own procfs, attached nowhere */
 static uint32_t op_index;     /* what "failed" reports */
 static uint64_t skip;         /* operations that are another process's */
+static uint64_t ahead;        /* namespaces of the first process that its maker is in already */
 static uint64_t beside;       /* operations behind the clone that are stage 0's */
 static uint64_t left;         /* operations until stage 0 ends, and this one; 0: it does not know yet */
 static char state[MESSAGE_MAX_BYTES];     /* the container's state, for the hooks: payload of go and start */
@@ -197,7 +200,7 @@ static void op_device_filter(struct cursor *a)
 static void op_clone(struct cursor *a)
 {
 	uint64_t flags = u_(a), cgroup = u_(a);
-	struct clone_args args = { .flags = flags | CLONE_PARENT };
+	struct clone_args args = { .flags = (flags & ~ahead) | CLONE_PARENT };
 
 	if (cgroup != NO_FD) {
 		args.flags |= CLONE_INTO_CGROUP;
@@ -476,7 +479,7 @@ static void carry_out(uint32_t code, struct cursor *a)
 	}
 }
 
-/* The plan in descriptor "base", with what it names by number behind it. */
+/* The channel in descriptor "base", the plan in the next, and what it names by number behind it. */
 static int obey(unsigned base, unsigned count)
 {
 	struct cursor ops = { 0 }, args;
@@ -486,7 +489,7 @@ static int obey(unsigned base, unsigned count)
 
 	/* Nobody in the container may ptrace us or read our descriptors (CVE-2016-9962); none but ours survive. */
 	prctl(PR_SET_DUMPABLE, 0, 0, 0, 0);
-	channel = base + 1;
+	channel = base;
 	TRY(syscall(SYS_close_range, base + count, ~0u, 0));
 	TRY(syscall(SYS_close_range, base, ~0u, CLOSE_RANGE_CLOEXEC));
 	/* Python ignores SIGPIPE and SIGXFSZ, posix_spawn(3) of glibc its own two (32, 33), and exec keeps that. Without the
@@ -495,13 +498,13 @@ static int obey(unsigned base, unsigned count)
 		syscall(SYS_rt_sigaction, sig, (const uint64_t[4]){ 0 }, NULL, 8);
 	sigemptyset(&none);
 	sigprocmask(SIG_SETMASK, &none, NULL);
-	TRY(fstat(base, &st));
+	TRY(fstat(base + 1, &st));
 	if ((uint64_t)st.st_size > PLAN_MAX_BYTES)
 		fail(E2BIG, "plan");
-	char *plan = mmap(NULL, st.st_size + 1, PROT_READ | PROT_WRITE, MAP_PRIVATE, base, 0);
+	char *plan = mmap(NULL, st.st_size + 1, PROT_READ | PROT_WRITE, MAP_PRIVATE, base + 1, 0);
 	if (plan == MAP_FAILED)
 		fail(errno, "plan");
-	close(base);
+	close(base + 1);
 	if (!plan_valid(plan, st.st_size, &ops, &total))
 		fail(EBADMSG, "plan");
 	for (op_index = 0; op_index < total; op_index++) {
@@ -517,17 +520,52 @@ static int obey(unsigned base, unsigned count)
 	return 0;
 }
 
+/* Waits for the plan; the number of descriptors from "base" on. */
+static unsigned receive_plan(unsigned base)
+{
+	union {
+		struct cmsghdr head;
+		char bytes[CMSG_SPACE(SCM_MAX_FD * sizeof(int))];
+	} control;
+	uint32_t head[2];
+	struct iovec v = { head, sizeof head };
+	struct msghdr message = { .msg_iov = &v, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof control };
+	ssize_t got;
+	int fds[SCM_MAX_FD];
+
+	TRY(syscall(SYS_close_range, base + 1, ~0u, 0)); /* what our starter leaked */
+	while ((got = recvmsg(channel, &message, MSG_WAITALL)) < 0 && errno == EINTR)
+		;
+	if (got <= 0)
+		_exit(125); /* Python is gone, or plans nothing */
+	if (got != sizeof head || head[0] != MSG_plan || message.msg_flags & MSG_CTRUNC || message.msg_controllen < CMSG_LEN(sizeof(int)))
+		fail(EPROTO, "receive the plan");
+	unsigned n = (control.head.cmsg_len - CMSG_LEN(0)) / sizeof(int);
+	memcpy(fds, CMSG_DATA(&control.head), n * sizeof(int));
+	/* Each came to the lowest number that was free, so none is above its place, and the last to move is in nobody's. */
+	for (unsigned i = n; i-- > 0;)
+		if (fds[i] != (int)(base + 1 + i)) {
+			TRY(dup2(fds[i], base + 1 + i));
+			close(fds[i]);
+		}
+	return 1 + n;
+}
+
 int main(int argc, char **argv)
 {
-	unsigned base = argc == 3 ? atoi(argv[1]) : 0, count = argc == 3 ? atoi(argv[2]) : 0;
+	unsigned base = argc == 3 ? atoi(argv[1]) : 0;
 
 	if (getpid() == 1 && strcmp(argv[0], "/init") == 0)
 		agent();
-	if (base < 3 || count < 2) {
+	if (base < 3) {
 		static const char usage[] = "pycontain-init is started by pycontain, with a plan\n";
 		if (write(2, usage, sizeof usage - 1) < 0)
 			return 125;
 		return 125;
 	}
-	return obey(base, count);
+	channel = base;
+	ahead = strtoull(argv[2], NULL, 10);
+	if (ahead && unshare(ahead) < 0)
+		ahead = 0; /* the clone will say why */
+	return obey(base, receive_plan(base));
 }

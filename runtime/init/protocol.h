@@ -109,7 +109,8 @@
 	MSG(15, signal)  /* host → guest: u32 signal */                  \
 	MSG(16, resize)  /* host → guest: u32 rows, u32 columns */   \
 	MSG(17, listener) /* init → Python: u32 descriptor of the seccomp listener; "go" when it is taken */ \
-	MSG(18, mounted)  /* init → Python: prestart and createRuntime are due; "go" when they have run */
+	MSG(18, mounted)  /* init → Python: prestart and createRuntime are due; "go" when they have run */ \
+	MSG(19, plan)     /* Python → init: with it comes a descriptor of the plan, then those that it names */
 #define MESSAGE_MAX_BYTES (1u << 20)
 
 #define NO_FD ((uint64_t)-1)

@@ -47,7 +47,7 @@ class Plan:
 
     ``files``: paths (or open descriptors, which stay the caller's) of what the operations name by descriptor number, in
     the order of their slots.
-    ``base``: the first descriptor that is ours (3 + preserved ones); slot 0 is the plan, slot 1 the channel, then the
+    ``base``: the first descriptor that is ours (3 + preserved ones); slot 0 is the channel, slot 1 the plan, then the
     cgroup's descriptors, then ``files``, then the console socket and the listener where asked for.
     ``hint``: what to say of an operation that failed with an errno, where there is more to say.
     """

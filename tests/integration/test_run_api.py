@@ -117,6 +117,18 @@ def test_a_bundle_runs_straight_through_the_runtime(host: Host, tmp_path: Path, 
         pycontain.run(IMAGE, bundle=bundle)
 
 
+def test_descriptors_that_a_host_leaks_reach_neither_init_nor_the_container(tmp_path: Path, rootfs: Path) -> None:
+    """The plan's own come over the channel, each to a number that must be free then."""
+    bundle = write_bundle(tmp_path / "b", rootfs, "sh", "-c", "cd /proc/self/fd; echo *")
+    code = (
+        f"import os, sys; sys.path.insert(0, {str(ROOT)!r}); import pycontain\n"
+        "for number in range(3, 40): os.dup2(1, number)\n"
+        f"print(pycontain.run(bundle={str(bundle)!r}, run_root={str(tmp_path / 'r')!r}).stdout)\n"
+    )
+    done = subprocess.run([sys.executable, "-I", "-S", "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout in ("b'0 1 2\\n'\n", "b'0 1 2 3\\n'\n"), "3 is the shell's, of this directory"
+
+
 def test_threads_do_not_disturb_each_other(host: Host, tmp_path: Path, rootfs: Path) -> None:
     """Descriptors, the working directory, the umask, signal handlers and other children stay the host's."""
     directory, mask, handler = os.getcwd(), os.umask(0o022), signal.getsignal(signal.SIGINT)

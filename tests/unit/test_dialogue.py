@@ -101,3 +101,21 @@ def test_no_program_runs_where_its_maker_was_killed(init: Init, soon: bool) -> N
         init.process.unshared()
         init.process.go(b"{}", start_too=True)
     assert channel.START not in (init.was_told() if soon else [])
+
+
+@pytest.mark.parametrize(
+    ("kinds", "ahead"),
+    [
+        (({"type": "pid"}, {"type": "mount"}, {"type": "cgroup"}), 0),
+        (({"type": "network"}, {"type": "ipc"}, {"type": "uts"}, {"type": "pid"}), 0x4C000000),
+        (({"type": "network"}, {"type": "user"}), 0),
+        (({"type": "network"}, {"type": "pid", "path": "/proc/1/ns/pid"}), 0),
+        (({"type": "network", "path": ""},), 0x40000000),
+        ((), 0),
+    ],
+)
+def test_namespaces_that_init_makes_before_its_plan(kinds: tuple[dict[str, str], ...], ahead: int) -> None:
+    from pycontain.runtime.creation import namespaces_ahead
+
+    assert namespaces_ahead({"linux": {"namespaces": list(kinds)}}) == ahead
+    assert namespaces_ahead({}) == 0

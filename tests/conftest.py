@@ -4,14 +4,9 @@ from __future__ import annotations
 
 import signal
 
-import hypothesis
 import pytest
 
 from tests import needs
-
-# How long an example takes says something about the machine, not about the code.
-hypothesis.settings.register_profile("pycontain", deadline=None)
-hypothesis.settings.load_profile("pycontain")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -27,6 +22,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     # A shell's background job has it ignored, and so would everything that a test starts and interrupts.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    if config.pluginmanager.hasplugin("hypothesispytest"):  # not in the machine of tests/vm, where it takes seconds
+        import hypothesis
+
+        # How long an example takes says something about the machine, not about the code.
+        hypothesis.settings.register_profile("pycontain", deadline=None)
+        hypothesis.settings.load_profile("pycontain")
     for name in _must_have(config):
         if name not in needs.names():
             raise pytest.UsageError(f"--must-have {name}: no such need; known: {', '.join(needs.names())}")

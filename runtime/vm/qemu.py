@@ -20,7 +20,11 @@ if TYPE_CHECKING:
     from pycontain.runtime.plan.ops import Op
 
 PORTS = 16
-CPU = "max,la57=off"  # where it is emulated
+# What machines of any kind boot with; a panic ends QEMU. The kernel tests its own ciphers as it boots
+# (crypto/testmgr.c), a fifth of a boot under emulation; where the law wants that (fips=1), it does so all the same.
+BOOT = ("console=ttyS0", "quiet", "panic=-1", "reboot=t", "rdinit=/init", "cryptomgr.notests")
+# A kernel that finds five levels of page tables uses them (LA57), and each miss of QEMU's TLB walks one more.
+EMULATED = "max,la57=off"
 _FDS = 100  # where QEMU finds its descriptors: the log is 0 to 2, then these
 _SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 _NEW = ("pid", "mount", "network", "ipc", "uts", "cgroup")
@@ -145,8 +149,7 @@ def command(machine: Machine) -> list[str]:
         argv += ["-accel", "kvm", "-cpu", "host"]
     else:
         thread = "single" if machine.cpus == 1 else "multi"
-        # Without a fifth level of page tables: an emulated walk through them takes a step less.
-        argv += ["-accel", f"tcg,thread={thread},tb-size=64", "-cpu", CPU]
+        argv += ["-accel", f"tcg,thread={thread},tb-size=64", "-cpu", EMULATED]
     argv += ["-m", f"{machine.memory}M", "-smp", str(machine.cpus)]
     argv += ["-kernel", "/vm/kernel", "-initrd", "/vm/initrd", "-append", " ".join(kernel_parameters(machine))]
     argv += ["-chardev", "stdio,id=log,signal=off", "-serial", "chardev:log"]
@@ -181,10 +184,8 @@ def incoming(machine: Machine) -> str:
 
 
 def kernel_parameters(machine: Machine) -> list[str]:
-    """The kernel's command line: a panic ends QEMU; ``ports`` is for the agent."""
-    # A distribution's kernel tries its ciphers and digests on known answers at each boot, for up to 0.3 s.
-    words = ["console=ttyS0", "quiet", "panic=-1", "reboot=t", "rdinit=/init", "cryptomgr.notests"]
-    words.append(f"ports={len(machine.ports)}")
+    """The kernel's command line; ``ports`` is for the agent."""
+    words = [*BOOT, f"ports={len(machine.ports)}"]
     if machine.accel == "tcg":
         # Under emulation the guest's counter is the host's: nothing is to be calibrated, and it is no attack's aim.
         words += ["mitigations=off", "no_timer_check", "tsc=reliable"]

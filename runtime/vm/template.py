@@ -131,7 +131,8 @@ def _files(base: Base) -> list[list[object]]:
 def key(base: Base, *, network: bool, disks: list[int]) -> str:
     """Names the template that a machine of these settings is a clone of."""
     parts: list[object] = [base.kind, base.accel, base.settings.memory, base.settings.cpus, base.settings.parameters]
-    parts += [base.settings.domain, network, disks, qemu.PORTS, qemu.CPU, os.path.basename(base.initrd), _processor()]
+    parts += [base.settings.domain, network, disks, qemu.PORTS, qemu.BOOT, qemu.EMULATED]
+    parts += [os.path.basename(base.initrd), _processor()]
     parts += _files(base)
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:24]
 

@@ -219,3 +219,12 @@ def test_a_disk_is_copied_from_one_kind_of_file_system_to_another_too(tmp_path: 
             disk._copy(str(blank), str(target))
             assert target.read_bytes() == blank.read_bytes()
             assert target.stat().st_blocks * 512 < 1 << 20
+
+
+def test_what_a_kernel_need_not_do() -> None:
+    emulated, virtual = (qemu.command(a_machine(accel=accel)) for accel in ("tcg", "kvm"))
+    assert emulated[emulated.index("-cpu") + 1] == "max,la57=off"
+    assert virtual[virtual.index("-cpu") + 1] == "host"
+    first, second = (words[words.index("-append") + 1].split() for words in (emulated, virtual))
+    assert "cryptomgr.notests" in first and "cryptomgr.notests" in second
+    assert set(first) - set(second) == {"mitigations=off", "no_timer_check", "tsc=reliable"}

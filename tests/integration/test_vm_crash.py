@@ -27,7 +27,7 @@ pytestmark = [
     pytest.mark.timeout(900),
 ]
 LOOP = "while :; do sleep 0.05; done"
-KILLS = int(os.environ.get("PYCONTAIN_VM_KILLS", "25"))
+KILLS = int(os.environ.get("PYCONTAIN_VM_KILLS", "50"))
 BUILDERS = int(os.environ.get("PYCONTAIN_VM_BUILDER_KILLS", "3"))
 ZEROS = "10e4462c9d0b08e7f0b304c4fbfeafa3"  # of 20,000,000 zeros
 HIERARCHIES = [Path("/sys/fs/cgroup"), *Path("/sys/fs/cgroup").glob("*/")]

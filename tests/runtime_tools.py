@@ -88,9 +88,14 @@ class Runtime:
         assert left(*ids) == []
 
 
+def cgroups(id: str) -> list[Path]:
+    """The cgroups of container ``id``: one in each hierarchy."""
+    # Not with "**": other cgroups come and go while it looks.
+    return [path for top in ("", "*/") for path in HIERARCHIES.glob(f"{top}pycontain/{id}")]
+
+
 def left(*ids: str) -> list[str]:
     """Cgroups and mounts whose name holds one of ``ids``."""
-    # Not with "**": other cgroups come and go while it looks.
-    found = [str(path) for id in ids for top in ("", "*/") for path in HIERARCHIES.glob(f"{top}pycontain/{id}")]
     mounts = Path("/proc/self/mountinfo").read_text()
+    found = [str(path) for id in ids for path in cgroups(id)]
     return found + [line for line in mounts.splitlines() if any(f"/{id}/" in line for id in ids)]

@@ -108,7 +108,7 @@ def idle_clone(config: str, folder: str) -> Iterator[tuple[float, int]]:
 
     os.environ["PYCONTAIN_VM_CONFIG"] = config
     base = parts.Base(settings.load({}))
-    found = template.ensure(base, network=False, disks=[])
+    found = template.ensure(base, network=False, disks=[template.IMAGE])
     state = tempfile.mkdtemp(dir=folder)
     image = f"{state}/image"
     with open(image, "wb") as file:

@@ -142,6 +142,12 @@ def module_bytes(path: str) -> bytes:
     return data
 
 
+def built_in(kernel: Kernel) -> set[str]:
+    """The modules that this kernel, one with modules, has in itself; with ``_`` for ``-``."""
+    with open(os.path.join(kernel.modules, "modules.builtin")) as file:
+        return {os.path.basename(line.strip()).partition(".")[0].replace("-", "_") for line in file}
+
+
 def modules(kernel: Kernel, wanted: Iterable[str]) -> list[tuple[str, bytes]]:
     """``(name, module)`` of the modules ``wanted`` and all that they depend on, in an order in which they load.
 
@@ -153,13 +159,12 @@ def modules(kernel: Kernel, wanted: Iterable[str]) -> list[tuple[str, bytes]]:
             stem, dot, ending = name.partition(".")
             if dot + ending in _COMPRESSED:
                 files[stem.replace("-", "_")] = os.path.join(folder, name)
-    with open(os.path.join(kernel.modules, "modules.builtin")) as file:
-        built_in = {os.path.basename(line.strip()).partition(".")[0].replace("-", "_") for line in file}
+    present = built_in(kernel)
     order: dict[str, bytes] = {}
 
     def add(name: str, pending: tuple[str, ...]) -> None:
         name = name.replace("-", "_")
-        if name in built_in or name in order:
+        if name in present or name in order:
             return
         if name in pending:
             raise PycontainError(f"the modules of kernel {kernel.release} depend on each other: {' '.join(pending)}")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import os
 import time
+from errno import EINVAL
 
 from pycontain.runtime.errors import KernelError, PycontainError, SpecError, Unsupported
 from pycontain.runtime.jsontext import dump
@@ -220,13 +221,16 @@ class Machine:
                 raise SpecError(where, f"found {source!r}, which does not exist")
         base = Base(self._settings)
         directory = container.directory
-        disks, sizes = [(self._rootfs["path"], False)] if self._rootfs["kind"] == "image" else [], []
+        disks, sizes = [], []
+        if self._rootfs["kind"] == "image":
+            disks.append((self._rootfs["path"], False))
+            sizes.append(template_.IMAGE)
         if "disk" in self._rootfs:
             disk.ensure(self._rootfs["disk"], self._settings.cache, uid_of(directory))
             disks.append((self._rootfs["disk"], True))
             sizes.append(disk.SIZE)
         template = None
-        if self._settings.templates and not self._shares:  # with a helper at its side a machine cannot be cloned
+        if self._settings.templates and (not self._shares or base.plugs()):
             template = template_.ensure(base, network=self._lease is not None, disks=sizes)
         tap = (self._lease.tap(), self._lease.mac) if self._lease is not None else None
         self._parts = parts = Parts(base, directory, disks, tap=tap, template=template, shares=self._shares)
@@ -302,6 +306,8 @@ class Machine:
         assert self._parts is not None
         with Monitor(container.directory) as monitor:
             monitor.migrate_from(qemu.incoming(self._parts.machine))
+            if self._shares:
+                monitor.command("device_add", **qemu.shares_device())
 
     def _set_up(self, caller: port.Caller) -> dict[str, Any]:
         """What the guest needs before the plan, in one call; the facts about it."""
@@ -325,8 +331,6 @@ class Machine:
         ]
         if self._rootfs["kind"] == "image":
             ops.append(("mount", disks[0], "/images/0", "erofs", MS_RDONLY | MS_NOSUID | MS_NODEV, "", 0))
-        if self._shares:
-            ops.append(("mount", "shares", f"{_OWN}/shares", "virtiofs", 0, "", 0))
         if "disk" in self._rootfs:
             ops.append(("mount", disks[1], f"{_OWN}/disk", "ext4", MS_NOATIME, "", 0))
         ops += [("mkdir", f"{_OWN}/{name}", 0o755, 0, 0) for name in ("disk/upper", "disk/work", "merged", "files")]
@@ -334,7 +338,22 @@ class Machine:
             self._copied[source] = data, mode = _content(source, "$.mounts")
             ops.append(("file", inside, mode, data))
         caller.call(ops)
+        if self._shares:
+            _mount_shares(caller)
         return {"bounding": (2 << _last_cap(last_cap)) - 1}
+
+
+def _mount_shares(caller: port.Caller) -> None:
+    """Mount what is shared, as soon as the guest has found the device: into a clone it was plugged a moment ago."""
+    deadline = time.monotonic() + port.ANSWER_SECONDS
+    while True:
+        try:
+            caller.call([("enter_root",), ("mount", "shares", f"{_OWN}/shares", "virtiofs", 0, "", 0)])
+            return
+        except KernelError as error:
+            if error.errno != EINVAL or time.monotonic() > deadline:  # so virtiofs says that there is no such tag
+                raise
+        time.sleep(0.005)
 
 
 def _refuse_of_the_host(process: dict[str, Any], linux: dict[str, Any]) -> None:

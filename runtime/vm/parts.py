@@ -36,6 +36,10 @@ class Base:
         self.kind = settings.machine if settings.machine != "auto" else qemu.kind_of(self.kernel.image)
         self.accel = accel.choose(settings)
 
+    def plugs(self) -> bool:
+        """Whether a running machine takes a device more: microvm has no bus for that, and the kernel has to notice."""
+        return self.kind == "q35" and bool(self.kernel.modules) and "acpiphp" in guest.built_in(self.kernel)
+
 
 class Parts:
     """One machine's, in its state directory; the descriptors are this object's until ``close``.

@@ -25,6 +25,8 @@ PORTS = 16
 BOOT = ("console=ttyS0", "quiet", "panic=-1", "reboot=t", "rdinit=/init", "cryptomgr.notests")
 # A kernel that finds five levels of page tables uses them (LA57), and each miss of QEMU's TLB walks one more.
 EMULATED = "max,la57=off"
+PLUG = "pcie-root-port,id=plug,chassis=1,slot=1"  # where a clone's shares are plugged in
+_BESIDE_MIB = 16  # of a template, beside its memory
 _FDS = 100  # where QEMU finds its descriptors: the log is 0 to 2, then these
 _SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 _NEW = ("pid", "mount", "network", "ipc", "uts", "cgroup")
@@ -61,8 +63,8 @@ class Machine:
     """One machine to be. Paths are the host's; ``name`` is for its list of processes.
 
     ``kind`` is ``microvm`` (virtio-mmio) or ``q35`` (virtio-pci); ``accel`` ``kvm`` or ``tcg``; ``memory`` is in MiB;
-    ``disks`` are raw images, (path, writable); ``tap`` is (descriptor, MAC) or None; ``ram`` a file for the guest's
-    memory, ``incoming`` the state of a template to go on from, ``outgoing``: whether this is one to be, which writes
+    ``disks`` are raw images, (path, writable); ``tap`` is (descriptor, MAC) or None; ``ram`` a template's file
+    of the guest's memory, ``incoming`` its state, to go on from, ``outgoing``: whether this is one to be, which writes
     into ``ram`` and has no ``tap`` behind its network card; ``ports``, ``qmp`` are listening sockets, ``log`` takes
     what the guest and QEMU say.
     """
@@ -135,8 +137,9 @@ def command(machine: Machine) -> list[str]:
     else:
         argv += ["-M", "q35,sata=off,smbus=off,usb=off,vmport=off,memory-backend=ram"]
     if machine.ram is not None:
-        share = "on" if machine.outgoing else "off"
-        argv += ["-object", f"memory-backend-file,id=ram,size={machine.memory}M,mem-path=/vm/ram,share={share}"]
+        share = "on" if machine.outgoing or machine.shares else "off"
+        path = "/vm/memory/ram" if machine.shares else "/vm/ram"
+        argv += ["-object", f"memory-backend-file,id=ram,size={machine.memory}M,mem-path={path},share={share}"]
     elif machine.shares:  # virtiofsd answers in the guest's own memory
         argv += ["-object", f"memory-backend-memfd,id=ram,size={machine.memory}M,share=on"]
     else:
@@ -169,9 +172,12 @@ def command(machine: Machine) -> list[str]:
         rom = ",romfile=" if bus == "pci" else ""
         argv += ["-netdev", "hubport,hubid=0,id=net" if machine.outgoing else f"tap,id=net,fd={next(numbers)}"]
         argv += ["-device", f"virtio-net-{bus},netdev=net,mac={machine.tap[1]}{rom}"]
+    if machine.ram is not None and machine.kind == "q35":
+        argv += ["-device", PLUG]
     if machine.shares:
         argv += ["-chardev", f"socket,id=shares,fd={next(numbers)}"]
-        argv += ["-device", f"vhost-user-fs-{bus},chardev=shares,tag=shares"]
+        if machine.ram is None:
+            argv += ["-device", f"vhost-user-fs-{bus},chardev=shares,tag=shares"]
     if machine.incoming is not None:
         argv += ["-incoming", "defer"]  # what is in ``ram`` already is left out: a capability, set over the monitor
     argv += ["-object", "rng-builtin,id=rng", "-device", f"virtio-rng-{bus},rng=rng"]
@@ -181,6 +187,11 @@ def command(machine: Machine) -> list[str]:
 def incoming(machine: Machine) -> str:
     """Where the state of a template is read from, for the monitor's "migrate-incoming"."""
     return f"fd:{_FDS + len(machine.descriptors()) - 1}"
+
+
+def shares_device() -> dict[str, str]:
+    """What is plugged into a clone ("device_add"): a template cannot have it, as QEMU does not save its state."""
+    return {"driver": "vhost-user-fs-pci", "chardev": "shares", "tag": "shares", "bus": "plug"}
 
 
 def kernel_parameters(machine: Machine) -> list[str]:
@@ -209,13 +220,17 @@ def machine_ops(plan: Plan, machine: Machine, *, uid: int, groups: bytes) -> lis
     files = {"kernel": machine.kernel, "initrd": machine.initrd}
     files |= {f"disk{i}": path for i, (path, _) in enumerate(machine.disks)}
     if machine.ram:
-        files["ram"] = machine.ram
+        files |= {"memory": os.path.dirname(machine.ram)} if machine.shares else {"ram": machine.ram}
     ops += [("bind", path, f"/vm/{name}", 0) for name, path in files.items()]
     devices = ["/dev/null", "/dev/urandom", *(["/dev/kvm"] if machine.accel == "kvm" else [])]
     ops += [("bind", path, path, 0) for path in devices]
     ops.append(("attr", "/", ATTR_RDONLY, 0, 0, 1))
     written = [f"disk{i}" for i, (_, writable) in enumerate(machine.disks) if writable]
-    ops += [("attr", f"/vm/{name}", 0, ATTR_RDONLY, 0, 0) for name in [*written, *(["ram"] if machine.ram else [])]]
+    ops += [("attr", f"/vm/{name}", 0, ATTR_RDONLY, 0, 0) for name in [*written, *({"ram"} & set(files))]]
+    if "memory" in files:
+        # The helper answers in the guest's own memory, so what both map is a copy, without the pages never written.
+        options = [f"size={machine.memory + _BESIDE_MIB}M", "mode=755"]
+        ops.append(("copy_up", "tmpfs", "/vm/memory", _NOSUID_NODEV | 8, options))
     ops += [("pivot",), ("bounding", 0), ("groups", groups), ("user", uid, uid), ("caps", 0, 0, 0), ("no_new_privs",)]
     filter_ = compile_filter({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": _DENIED})
     ops.append(("seccomp", filter_.program, filter_.flags))

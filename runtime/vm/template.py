@@ -28,11 +28,11 @@ _MADE_OF = "made-of"
 _UNUSED_SECONDS = 7 * 86400
 _BUILD_SECONDS = 90.0  # longer than a builder that runs waits for anything
 _BZIMAGE_START = 64 << 10
-_IMAGE_MIB = 64 << 10  # sparse: the guest keeps the size that the template's first disk had
+IMAGE = 64 << 10  # sparse: the guest keeps the size that the template's first disk had
 
 
 def ensure(base: Base, *, network: bool, disks: list[int]) -> str:
-    """The directory of the template, made the first time. ``disks``: the sizes in MiB of those that are written.
+    """The directory of the template, made the first time. ``disks``: their sizes in MiB; IMAGE is that of an image's.
 
     Raises PycontainError where it cannot be made.
     """
@@ -131,7 +131,7 @@ def _files(base: Base) -> list[list[object]]:
 def key(base: Base, *, network: bool, disks: list[int]) -> str:
     """Names the template that a machine of these settings is a clone of."""
     parts: list[object] = [base.kind, base.accel, base.settings.memory, base.settings.cpus, base.settings.parameters]
-    parts += [base.settings.domain, network, disks, qemu.PORTS, qemu.BOOT, qemu.EMULATED]
+    parts += [base.settings.domain, network, disks, qemu.PORTS, qemu.BOOT, qemu.EMULATED, qemu.PLUG]
     parts += [os.path.basename(base.initrd), _processor()]
     parts += _files(base)
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:24]
@@ -148,12 +148,12 @@ def _make(base: Base, done: str, *, network: bool, disks: list[int]) -> None:
     os.mkdir(work, 0o700)
     ram, state = f"{work}/ram", f"{work}/state"
     uid = uid_of(work)
-    sizes = [(f"{work}/disk{i}", mib) for i, mib in enumerate([_IMAGE_MIB, *disks])]
+    sizes = [(f"{work}/disk{i}", mib) for i, mib in enumerate(disks)]
     for path, mib in [(ram, base.settings.memory), *sizes]:
         with open(path, "xb") as file:
             file.truncate(mib * MIB)
             os.fchown(file.fileno(), uid, uid)
-    images = [(path, i > 0) for i, (path, _) in enumerate(sizes)]
+    images = [(path, mib != IMAGE) for path, mib in sizes]
     parts = Parts(base, work, images, ram=ram, tap=(-1, "02:70:00:00:00:01") if network else None)
     process = None
     try:

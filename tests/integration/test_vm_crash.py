@@ -31,7 +31,7 @@ KILLS = int(os.environ.get("PYCONTAIN_VM_KILLS", "50"))
 BUILDERS = int(os.environ.get("PYCONTAIN_VM_BUILDER_KILLS", "3"))
 ZEROS = "10e4462c9d0b08e7f0b304c4fbfeafa3"  # of 20,000,000 zeros
 HIERARCHIES = [Path("/sys/fs/cgroup"), *Path("/sys/fs/cgroup").glob("*/")]
-WITH_HELPER = 8  # every so many-th has virtiofsd beside it, and is booted and not cloned
+WITH_HELPER = 8  # every so many-th has virtiofsd beside it, which is plugged in
 
 
 @pytest.fixture(scope="module")

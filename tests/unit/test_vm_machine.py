@@ -14,7 +14,7 @@ from pycontain.runtime.errors import PycontainError
 from pycontain.runtime.example import EXAMPLE
 from pycontain.runtime.plan.ops import encode
 from pycontain.runtime.plan.plan import Plan
-from pycontain.runtime.vm import disk, machine, port, qemu
+from pycontain.runtime.vm import disk, guest, machine, parts, port, qemu
 
 IMAGE = {"kind": "image", "path": "/images/alpine.erofs", "disk": "/disks/1"}
 
@@ -157,6 +157,43 @@ def test_memory_goes_back_to_the_host_only_from_a_machine_that_owns_it() -> None
     assert balloon()
     assert not balloon(ram="/t/ram", incoming=30)
     assert not balloon(ram="/t/ram", outgoing=True, tap=(-1, "02:70:00:00:00:01"))
+
+
+def test_what_is_shared_is_plugged_into_a_clone_whose_memory_is_a_copy() -> None:
+    """The helper maps the guest's memory, and so would write into the template's."""
+    shares = qemu.Shares("/usr/lib/qemu/virtiofsd", [("/a", True)], 40, 41)
+    changes: dict[str, Any] = {"kind": "q35", "ram": "/t/ram", "incoming": 30}
+
+    def backend(words: list[str]) -> str:
+        return next(word for word in words if word.startswith("memory-backend-"))
+
+    template = qemu.command(a_machine(**{**changes, "incoming": None}, outgoing=True))
+    plain, sharing = (qemu.command(a_machine(**changes, shares=found)) for found in (None, shares))
+    assert backend(template).endswith("mem-path=/vm/ram,share=on")
+    assert backend(plain).endswith("mem-path=/vm/ram,share=off")
+    assert backend(sharing).endswith("mem-path=/vm/memory/ram,share=on")
+    for words in (template, plain, sharing):
+        assert qemu.PLUG in words
+        assert not any("vhost-user" in word for word in words)
+    assert any("vhost-user-fs-pci" in word for word in qemu.command(a_machine(kind="q35", shares=shares)))
+    assert qemu.PLUG not in qemu.command(a_machine(ram="/t/ram", incoming=30))  # microvm
+    ops = qemu.machine_ops(Plan(3, True, 0), a_machine(**changes, shares=shares), uid=1, groups=b"")
+    assert ("bind", "/t/ram", "/vm/ram", 0) not in ops
+    bound = ops.index(("bind", "/t", "/vm/memory", 0))
+    readonly = ops.index(("attr", "/", 1, 0, 0, 1), bound)
+    copied = ops.index(("copy_up", "tmpfs", "/vm/memory", 14, ["size=144M", "mode=755"]), readonly)
+    assert ("pivot",) in ops[copied:]
+
+
+def test_only_a_kernel_that_notices_has_something_plugged_in(tmp_path: Path) -> None:
+    (tmp_path / "modules.builtin").write_text("kernel/fs/ext4/ext4.ko\nkernel/drivers/pci/hotplug/acpiphp.ko\n")
+    base = parts.Base.__new__(parts.Base)
+    for kind, modules, plugs in (("q35", str(tmp_path), True), ("microvm", str(tmp_path), False), ("q35", "", False)):
+        base.kind, base.kernel = kind, guest.Kernel("/k", "6", modules)
+        assert base.plugs() == plugs
+    (tmp_path / "modules.builtin").write_text("kernel/fs/ext4/ext4.ko\n")
+    base.kind, base.kernel = "q35", guest.Kernel("/k", "6", str(tmp_path))
+    assert not base.plugs()
 
 
 def test_a_template_has_no_descriptor_of_a_tap() -> None:

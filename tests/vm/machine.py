@@ -151,7 +151,10 @@ def _arguments(
     line = f"console=ttyS0 quiet loglevel=4 panic=-1 cgroup_no_v1={_NO_V1} random.trust_cpu=on mitigations=off nokaslr"
     line = f"{line} cryptomgr.notests {parameters}"
     return [
-        *("-machine", "q35,memory-backend=memory", "-accel", "tcg,thread=multi", "-cpu", "max,la57=off"),
+        # One thread for both processors: of two, one would spin for a lock while the other, which has it, has to wait.
+        *("-machine", "q35,memory-backend=memory", "-accel", "tcg,thread=single"),
+        # The kernel would clear and copy by "rep movsb", of which TCG does one byte at a time; so it takes "rep movsq".
+        *("-cpu", "max,la57=off,erms=off,fsrm=off"),
         *("-smp", str(cpus), "-m", f"{memory}M", "-object", f"memory-backend-memfd,id=memory,size={memory}M,share=on"),
         *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
         *("-kernel", found.image, "-initrd", str(folder / "initramfs"), "-append", line),

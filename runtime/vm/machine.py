@@ -16,6 +16,7 @@ from pycontain.runtime.errors import KernelError, PycontainError, SpecError, Uns
 from pycontain.runtime.jsontext import dump
 from pycontain.runtime.kernel.cgroup_v2 import CONTROLLERS, STATS, PlannedCgroup, counted
 from pycontain.runtime.kernel.host import Host
+from pycontain.runtime.light import contextmanager
 from pycontain.runtime.plan.identity import ALL_CAPS
 from pycontain.runtime.plan.plan import NAMESPACES, Plan, exec_plan, plan
 from pycontain.runtime.vm import disk, port, qemu, settings
@@ -24,12 +25,14 @@ from pycontain.runtime.vm.parts import Base, Parts, uid_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from typing import Any
 
     from pycontain.runtime.kernel.cgroup import Cgroup
     from pycontain.runtime.namespaces import Process
     from pycontain.runtime.plan.ops import Op
     from pycontain.runtime.state import Container
+    from pycontain.runtime.vm.qmp import Monitor
 
 MIB = 1 << 20
 COPY_SECONDS = 1.0  # another container's start waits for it
@@ -266,10 +269,8 @@ class Machine:
             assert self._parts is not None
             self._parts.handed_over()
             process.takes(lambda: self.plan, port.START_SECONDS)
-            if container.fields["machine"]["template"]:
-                self._wake(container)
-            with port.Caller(container.directory) as caller:
-                facts = self._set_up(caller)
+            with self._awake(container) as monitor, port.Caller(container.directory) as caller:
+                facts = self._set_up(caller, monitor)
                 container.fields["machine"].update(facts)
                 self.plan = self._guest_plan(facts)
                 _keep_plan(container, self.plan)
@@ -300,22 +301,28 @@ class Machine:
         if ops:
             caller.call([("enter_root",), *ops])
 
-    def _wake(self, container: Container) -> None:
+    @contextmanager
+    def _awake(self, container: Container) -> Iterator[Monitor | None]:
+        """A clone goes on from its template; its monitor, None where it boots."""
+        if not container.fields["machine"]["template"]:
+            yield None
+            return
         from pycontain.runtime.vm.qmp import Monitor
 
         assert self._parts is not None
         with Monitor(container.directory) as monitor:
             monitor.migrate_from(qemu.incoming(self._parts.machine))
-            if self._shares:
-                monitor.command("device_add", **qemu.shares_device())
+            yield monitor
 
-    def _set_up(self, caller: port.Caller) -> dict[str, Any]:
+    def _set_up(self, caller: port.Caller, monitor: Monitor | None) -> dict[str, Any]:
         """What the guest needs before the plan, in one call; the facts about it."""
         ops: list[Op] = [("enter_root",), ("read", "/proc/sys/kernel/cap_last_cap", 16)]
         ops.append(("read", self._cgroup.controllers_file, 4096))
         # No more than two, so that two questions tell which is which.
         ops.append(("read", "/sys/block/vda/serial", 20))
         last_cap, controllers, serial = caller.call(ops, seconds=port.BOOT_SECONDS)
+        if monitor is not None and self._shares:
+            monitor.command("device_add", **qemu.shares_device())
         disks = ["/dev/vda", "/dev/vdb"] if serial == b"disk0" else ["/dev/vdb", "/dev/vda"]
         names = [name for name in (controllers or b"").decode("ascii", "replace").split() if name in CONTROLLERS]
         now = time.time_ns()

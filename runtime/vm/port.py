@@ -143,6 +143,7 @@ class Caller:
 
     def __init__(self, directory: str, *, wait: float | None = None) -> None:
         self._name = os.path.basename(directory)
+        self._failed = False
         held = lock(directory, CALLS, wait=ANSWER_SECONDS if wait is None else wait)
         if held is None:
             raise Conflict(f"cannot reach the machine of {self._name}: another command is talking to it")
@@ -175,6 +176,8 @@ class Caller:
         limits = [op[2] for op in ops if op[0] == "read"]
         reads: list[bytes | None] = []
         try:
+            if self._failed and self._receive(8, deadline)[0] == channel.EXITED:
+                self._failed = False  # that was the end of the call before
             self._send(channel.HELLO, nonce, deadline)
             if self._receive(8, deadline) != (channel.HELLO, nonce):
                 raise GuestGone(f"the machine of {self._name} answered a hello with something else")
@@ -186,6 +189,7 @@ class Caller:
                 if kind == channel.DATA and len(reads) < len(limits) and 4 <= len(payload) <= 4 + due:
                     reads.append(_data(payload))
                 elif kind == channel.FAILED:
+                    self._failed = True
                     raise failure(_plan(ops), payload)
                 elif kind == channel.EXITED and len(payload) == 8:
                     if any(payload[:4]):

@@ -23,8 +23,9 @@ PORTS = 16
 # What machines of any kind boot with; a panic ends QEMU. The kernel tests its own ciphers as it boots
 # (crypto/testmgr.c), a fifth of a boot under emulation; where the law wants that (fips=1), it does so all the same.
 BOOT = ("console=ttyS0", "quiet", "panic=-1", "reboot=t", "rdinit=/init", "cryptomgr.notests")
-# A kernel that finds five levels of page tables uses them (LA57), and each miss of QEMU's TLB walks one more.
-EMULATED = "max,la57=off"
+# A kernel that finds five levels of page tables uses them (LA57), and each miss of QEMU's TLB walks one more. One that
+# finds ERMS clears and copies pages by "rep stosb" and "rep movsb", which QEMU does byte by byte.
+EMULATED = "max,la57=off,erms=off"
 PLUG = "pcie-root-port,id=plug,chassis=1,slot=1"  # where a clone's shares are plugged in
 _BESIDE_MIB = 16  # of a template, beside its memory
 _FDS = 100  # where QEMU finds its descriptors: the log is 0 to 2, then these

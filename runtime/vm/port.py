@@ -141,9 +141,10 @@ def _plan_messages(ops: Sequence[Op], request: bytes) -> Iterator[tuple[int, byt
 class Caller:
     """A connection for calls, with its lock. ``call`` any number of times; then ``close``."""
 
+    _failed = False  # the last call, whose end is still to be read
+
     def __init__(self, directory: str, *, wait: float | None = None) -> None:
         self._name = os.path.basename(directory)
-        self._failed = False
         held = lock(directory, CALLS, wait=ANSWER_SECONDS if wait is None else wait)
         if held is None:
             raise Conflict(f"cannot reach the machine of {self._name}: another command is talking to it")
@@ -177,7 +178,7 @@ class Caller:
         reads: list[bytes | None] = []
         try:
             if self._failed and self._receive(8, deadline)[0] == channel.EXITED:
-                self._failed = False  # that was the end of the call before
+                self._failed = False
             self._send(channel.HELLO, nonce, deadline)
             if self._receive(8, deadline) != (channel.HELLO, nonce):
                 raise GuestGone(f"the machine of {self._name} answered a hello with something else")

@@ -29,7 +29,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pycontain.runtime import channel, namespaces
-from pycontain.runtime.errors import PycontainError
+from pycontain.runtime.errors import KernelError, PycontainError
 from pycontain.runtime.plan.ops import NO_FD
 from pycontain.runtime.vm import port, qemu
 from tests.fuzz import seeds
@@ -750,6 +750,38 @@ def test_whatever_a_guest_answers_a_call_is_an_error_of_ours(data: bytes, polite
         assert all(item is None or isinstance(item, bytes) for item in found)
     except PycontainError as error:
         assert error.message
+    finally:
+        ours.close()
+        thread.join()
+
+
+def test_a_call_after_a_failed_one() -> None:
+    """The guest says of its process, too, that it has ended: not to be taken for an answer to what comes next."""
+    caller = object.__new__(port.Caller)
+    caller._name = "c1"
+    ours, theirs = socket.socketpair()
+    caller._socket = ours
+    exited = channel.message(channel.EXITED, bytes(8))
+
+    def receive() -> tuple[int, bytes]:
+        kind, size = channel.header(exactly(theirs, 8), 1 << 20)
+        return kind, exactly(theirs, size)
+
+    def answer() -> None:
+        with theirs:
+            for said in (channel.message(channel.FAILED, bytes([1, 0, 0, 0, 22, 0, 0, 0]) + b"mount"), b""):
+                theirs.sendall(channel.message(*receive()))
+                while receive()[0] != channel.SESSION:
+                    pass
+                theirs.sendall(said + exited)
+
+    thread = threading.Thread(target=answer)
+    thread.start()
+    try:
+        ops = [("enter_root",), ("mount", "shares", "/x", "virtiofs", 0, "", 0)]
+        with pytest.raises(KernelError, match="EINVAL"):
+            caller.call(ops, seconds=2)
+        assert caller.call(ops, seconds=2) == []
     finally:
         ours.close()
         thread.join()

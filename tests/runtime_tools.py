@@ -29,7 +29,7 @@ def make_rootfs(path: Path) -> Path:
     if tars:
         subprocess.run(["tar", "-C", path, "-xpf", tars[-1]], check=True)  # Debian's Python knows no extraction filters
         return path
-    for name in ("bin", "dev", "etc", "proc", "sys", "tmp", "root", "run"):
+    for name in ("bin", "dev", "etc", "proc", "sys", "tmp", "root", "run", "mnt"):
         (path / name).mkdir()
     (path / "etc/passwd").write_text("root:x:0:0:root:/root:/bin/sh\n")
     (path / "etc/group").write_text("root:x:0:\n")

@@ -534,18 +534,18 @@ def test_what_it_wrote_is_there_after_stop_and_start_and_goes_with_it(host: Host
             "one",
             "sh",
             "-c",
-            "mkdir /kept && echo data > /kept/f && chmod 640 /kept/f && chown 12:34 /kept/f && rm /etc/motd",
+            "mkdir /kept && echo data > /kept/f && chmod 640 /kept/f && chown 12:34 /kept/f && rm /etc/group",
         )
         host("stop", "-t", "1", "one")
         host("start", "one")
-        script = "cat /kept/f; stat -c '%a %u %g' /kept/f; [ -e /etc/motd ] || echo removed"
+        script = "cat /kept/f; stat -c '%a %u %g' /kept/f; [ -e /etc/group ] || echo removed"
         assert host.out("exec", "one", "sh", "-c", script).splitlines() == ["data", "640 12 34", "removed"]
         host("kill", "one")
         host("wait", "one")
         host("start", "one")
         assert host.out("exec", "one", "cat", "/kept/f") == "data\n"
     assert not list(host.data.glob("containers/*"))
-    assert inside(host, "ls /kept 2>&1; [ -e /etc/motd ] && echo there").splitlines()[-1] == "there"
+    assert inside(host, "ls /kept 2>&1; [ -e /etc/group ] && echo there").splitlines()[-1] == "there"
 
 
 # ---- the end

@@ -346,8 +346,17 @@ def test_image_and_template_are_as_before_whatever_the_guest_writes(host: Host, 
     (image,) = (host.data / "erofs").glob("*.erofs")
 
     def seen(path: Path) -> tuple[int, int, int, str]:
-        found = path.stat()
-        return found.st_mtime_ns, found.st_ctime_ns, found.st_size, hashlib.sha256(path.read_bytes()).hexdigest()
+        found, data, at = path.stat(), hashlib.sha256(), 0
+        with path.open("rb") as file:
+            while at < found.st_size:  # the guest's memory is mostly holes
+                try:
+                    file.seek(at, os.SEEK_DATA)
+                except OSError:
+                    break
+                start = file.tell()
+                at = os.lseek(file.fileno(), start, os.SEEK_HOLE)
+                data.update(b"%d " % start + os.pread(file.fileno(), at - start, start))
+        return found.st_mtime_ns, found.st_ctime_ns, found.st_size, data.hexdigest()
 
     with running(host, "--privileged", *(["-v", f"{tmp_path}:/vol"] if shared else [])):
         template = Path(machine_of(host, "one")["Template"])

@@ -346,6 +346,8 @@ def begin(
                 launcher.launch(program, argv, [theirs], base)
             else:
                 stage0 = _spawn(program, argv, [theirs], base, stdio)
+                if ahead:
+                    _put_apart(stage0)
         except BaseException:
             os.close(ours)
             raise
@@ -354,6 +356,27 @@ def begin(
         os.close(program)
         if theirs >= 0:
             os.close(theirs)
+
+
+def _put_apart(pid: int) -> None:
+    """Let a process that has something to do beside us do it on another processor.
+
+    A scheduler that saves processors (of a virtual machine, after a rest) queues it behind us. To take our processor
+    from its mask moves it at once; the mask is whole again before it has a plan, and thus a child.
+    """
+    processors = os.sched_getaffinity(0)
+    if len(processors) < 2 or len(processors) != os.cpu_count():
+        return  # a mask that was set is to be inherited as it is
+    fd = os.open("/proc/thread-self/stat", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        own = int(os.read(fd, 1024).rpartition(b")")[2].split()[36])  # proc_pid_stat(5): processor
+    finally:
+        os.close(fd)
+    try:
+        os.sched_setaffinity(pid, processors - {own})
+        os.sched_setaffinity(pid, processors)
+    except ProcessLookupError:
+        pass  # it has ended, which is seen where it is waited for
 
 
 def _spawn(program: int, argv: list[str], fds: list[int], base: int, stdio: tuple[int, int, int] | None) -> int:

@@ -63,6 +63,20 @@ def test_exit_status(runtime: Runtime, bundle: Bundle, status: int) -> None:
     assert not left("t-exit")
 
 
+@pytest.mark.namespaces_only("a machine has processors of its own")
+@pytest.mark.parametrize("one", [False, True])
+def test_the_processors_are_the_callers(runtime: Runtime, bundle: Bundle, one: bool) -> None:
+    """init is put on another one for a moment."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(before)} if one else before)
+    try:
+        done = runtime("run", "-b", bundle("grep", "Cpus_allowed:", "/proc/self/status"), "t-processors")
+        mask = Path("/proc/thread-self/status").read_text()
+    finally:
+        os.sched_setaffinity(0, before)
+    assert done.stdout == next(line for line in mask.splitlines(True) if line.startswith("Cpus_allowed:"))
+
+
 def test_a_signal_adds_128(runtime: Runtime, bundle: Bundle) -> None:
     # pid 1 of a namespace is deaf to its own signals; its child is not.
     assert runtime("run", "-b", bundle("sh", "-c", "sh -c 'kill -9 $$'; exit $?"), "t-sig").returncode == 137

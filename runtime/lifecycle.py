@@ -174,7 +174,7 @@ def _namespaces(id: str, pid: int) -> list[tuple[str, str]]:
     for kind, name in _NS_FILES:
         path = f"/proc/{pid}/ns/{name}"
         try:
-            if os.stat(path).st_ino != os.stat(f"/proc/self/ns/{name}").st_ino:
+            if os.readlink(path) != os.readlink(f"/proc/self/ns/{name}"):
                 join.append((kind, path))
         except FileNotFoundError:
             if kind != "time":

@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import posix
+import sys
 
 from pycontain.runtime import errors
+
+if "_launcher" in sys.builtin_module_names:
+    from _launcher import status as status
+else:
+
+    def status(path: str) -> tuple[int, int, int]:
+        """stat(2): mode, device, time of the last change in ns."""
+        found = posix.stat(path)
+        return found.st_mode, found.st_dev, found.st_mtime_ns
+
 
 MAX_BYTES = 8 << 20
 
 
 def exists(path: str) -> bool:
     try:
-        posix.stat(path)
+        status(path)
     except OSError:
         return False
     return True
@@ -19,7 +30,7 @@ def exists(path: str) -> bool:
 
 def is_directory(path: str) -> bool:
     try:
-        return posix.stat(path).st_mode & 0o170000 == 0o040000
+        return status(path)[0] & 0o170000 == 0o040000
     except OSError:
         return False
 
@@ -51,10 +62,14 @@ def make_directories(path: str, mode: int) -> None:
         make_directories(path, mode)
 
 
-def read_bounded(path: str, limit: int = MAX_BYTES) -> bytes:
-    """A whole regular file of at most ``limit`` bytes. Raises NotFound, KernelError or PycontainError."""
+def read_bounded(path: str, limit: int = MAX_BYTES, *, directory: int | None = None) -> bytes:
+    """A whole regular file of at most ``limit`` bytes. Raises NotFound, KernelError or PycontainError.
+
+    ``directory``: a descriptor of the one that the file is in, whatever its path leads to by now.
+    """
     try:
-        fd = posix.open(path, posix.O_RDONLY | posix.O_CLOEXEC | posix.O_NONBLOCK)
+        name = path if directory is None else path.rpartition("/")[2]
+        fd = posix.open(name, posix.O_RDONLY | posix.O_CLOEXEC | posix.O_NONBLOCK, dir_fd=directory)
     except FileNotFoundError:
         raise errors.NotFound(f"cannot read {path}: it does not exist") from None
     except OSError as error:

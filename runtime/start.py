@@ -64,6 +64,7 @@ LATE_MODULES = (
 _cache = ""
 _mapped: memoryview | None = None
 _table: Any = None
+_launcher: Any = None  # the module, in the interpreter that has it
 _places: dict[str, tuple[Module, Place]] = {}
 # Without a class statement: each takes 20 us.
 _Namespace: Any = type(sys.implementation)
@@ -84,8 +85,9 @@ def _source(module: Module) -> str:
 
 
 def _is_fresh(module: Module) -> bool:
+    source = _source(module)
     try:
-        return posix.stat(_source(module)).st_mtime_ns == module[1]
+        return module[1] == (_launcher.status(source)[2] if _launcher else posix.stat(source).st_mtime_ns)
     except OSError:
         return False
 
@@ -252,11 +254,22 @@ def _open(file: Any, mode: str = "r", *rest: Any, **more: Any) -> Any:
     return _io.open(file, mode, *rest, **more)
 
 
+def _whole(name: str) -> Any:
+    """``__getattr__`` of what ``posix`` is until then (init/embedded_posix.h)."""
+    import _imp
+
+    if name == "__path__":  # what every import from a module asks it for
+        raise AttributeError(name)
+    del posix.__getattr__  # type: ignore[attr-defined]
+    whole = _imp.create_builtin(ModuleSpec("posix", None))
+    _imp.exec_builtin(whole)
+    posix.__dict__.update(whole.__dict__)
+    return getattr(posix, name)
+
+
 def _complete() -> None:
     if LATE in sys.meta_path:
         sys.meta_path.remove(LATE)
-        import _launcher
-
         _launcher.complete()
 
 
@@ -265,16 +278,18 @@ def embedded(cache: str, table: Table, mapped: memoryview, extensions: str, suff
 
     ``mapped``: all of ``cache``, as it is and stays whatever takes its place. 60 page faults fewer than reading it.
     """
-    global _cache, _extensions, _mapped
+    global _cache, _extensions, _launcher, _mapped
+    import _launcher
+
     _cache, _mapped = cache, mapped
     _extensions = (f"{extensions}/", suffix)
+    if "stat" not in posix.__dict__:
+        posix.__getattr__ = _whole  # type: ignore[attr-defined]
     sys.meta_path.append(LATE)
     sys.stdout, sys.stderr = _stream(1), _stream(2)
     __builtins__["open"] = _open
     try:
         if not _use(table):
-            import _launcher
-
             _launcher.ordinary()  # it makes the cache anew
         from pycontain.runtime.main import main
 

@@ -140,18 +140,19 @@ class Container:
             elif not _locked(fd, wait):
                 os.close(fd)
                 raise errors.Conflict(f"cannot look at container {id}: somebody else is at work on it")
-            if os.fstat(fd).st_nlink:
+            path = f"{root}/{id}/state.json"
+            try:
+                fields = parse(read_bounded(path, directory=fd), path)
                 break
-            os.close(fd)  # it was deleted while we waited
-        path = f"{root}/{id}/state.json"
-        try:
-            fields = parse(read_bounded(path), path)
-        except errors.NotFound:
-            # Killed between mkdir and the first write: nothing else was made yet.
-            fields = {"version": VERSION, "id": id, "status": "creating", "pid": 0}
-        except errors.PycontainError:
-            os.close(fd)
-            raise
+            except errors.NotFound:
+                if os.fstat(fd).st_nlink:
+                    # Killed between mkdir and the first write: nothing else was made yet.
+                    fields = {"version": VERSION, "id": id, "status": "creating", "pid": 0}
+                    break
+                os.close(fd)  # it was deleted while we waited
+            except errors.PycontainError:
+                os.close(fd)
+                raise
         if fields.get("version") != VERSION:
             os.close(fd)
             raise errors.PycontainError(

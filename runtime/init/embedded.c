@@ -33,6 +33,9 @@
 
 #include "embedded.h"
 #include "embedded_json.h"
+#ifdef LAZY_FROZEN
+#include "embedded_posix.h"
+#endif
 #include "embedded_sockets.h"
 
 const int embedded_minor = PY_MINOR_VERSION;
@@ -97,6 +100,23 @@ static PyObject *lock(PyObject *self, PyObject *args)
 	return PyErr_Occurred() ? NULL : PyErr_SetFromErrno(PyExc_OSError);
 }
 
+/* What a verb wants of stat(2): (mode, device, when its contents were changed, in ns). */
+static PyObject *status(PyObject *self, PyObject *path)
+{
+	struct stat st;
+	PyObject *bytes;
+	int result;
+
+	(void)self;
+	if (!PyUnicode_FSConverter(path, &bytes))
+		return NULL;
+	result = stat(PyBytes_AS_STRING(bytes), &st);
+	Py_DECREF(bytes);
+	if (result < 0)
+		return PyErr_SetFromErrnoWithFilenameObject(PyExc_OSError, path);
+	return Py_BuildValue("IkL", st.st_mode, st.st_dev, st.st_mtim.tv_sec * 1000000000LL + st.st_mtim.tv_nsec);
+}
+
 static PyMethodDef functions[] = {
 	{ "complete", complete, METH_NOARGS, "Make the rest of the interpreter." },
 	{ "ordinary", ordinary, METH_NOARGS, "Become the python that was not embedded, from the start." },
@@ -106,6 +126,7 @@ static PyMethodDef functions[] = {
 	{ "connect", socket_connect, METH_O, "A socket that is connected to who listens at the path." },
 	{ "send_fds", socket_send_fds, METH_VARARGS, "Write bytes, and hand descriptors over with them." },
 	{ "lock", lock, METH_VARARGS, "flock(2)." },
+	{ "status", status, METH_O, "Mode, device and time of a file." },
 	{ "timeout", socket_timeout, METH_VARARGS, "How many seconds one read or write may take." },
 	{ NULL, NULL, 0, NULL },
 };
@@ -194,7 +215,13 @@ static int start(int argc, char **argv, const char *home, const char *packages, 
 	 */
 	signal(SIGPIPE, SIG_IGN);
 	signal(SIGXFSZ, SIG_IGN);
-	return PyStatus_Exception(status) || _PySignal_Init(0) < 0 ? -1 : 0;
+	if (PyStatus_Exception(status) || _PySignal_Init(0) < 0)
+		return -1;
+#ifdef LAZY_FROZEN
+	return make_posix();
+#else
+	return 0;
+#endif
 }
 
 static PyObject *arguments(int argc, char **argv)
@@ -214,7 +241,7 @@ void embedded(int argc, char **argv, const char *home, const char *packages, con
 	int interrupted;
 
 	become_ordinary = otherwise;
-	if (snprintf(file, sizeof file, "%s/pycontain/runtime/__pycache__/start.3.cpython-3%d", home, PY_MINOR_VERSION) >=
+	if (snprintf(file, sizeof file, "%s/pycontain/runtime/__pycache__/start.4.cpython-3%d", home, PY_MINOR_VERSION) >=
 	    (int)sizeof file || access(file, R_OK) < 0 || start(argc, argv, home, packages, python) < 0)
 		return;
 	cache = map_cache(file);

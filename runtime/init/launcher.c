@@ -43,7 +43,7 @@
 	"a[:4] = [a[1]]\n"                                                                                             \
 	"p += [x for x in (home, packages) if x not in p]\n"
 
-/* The cache is runtime/start.py's, and holds its code too; 3 is the number of its format: an older one may lie there. */
+/* The cache is runtime/start.py's, and holds its code too; 4 is the number of its format: an older one may lie there. */
 #define TAIL                                                                                                           \
 	"cache += sys.implementation.cache_tag\n"                                                                      \
 	"try:\n"                                                                                                       \
@@ -66,9 +66,9 @@
  * a start of the OCI command, and 10 ms of the user's. What goes on for long (logs -f) is still collected.
  */
 static const char RUNTIME[] = HEAD "gc.disable()\n"
-				   "cache = home + '/pycontain/runtime/__pycache__/start.3.'\n" TAIL;
+				   "cache = home + '/pycontain/runtime/__pycache__/start.4.'\n" TAIL;
 static const char ENGINE[] = HEAD "gc.set_threshold(50000, 20, 20)\n"
-				  "cache = home + '/pycontain/__pycache__/start.3.'\n" TAIL;
+				  "cache = home + '/pycontain/__pycache__/start.4.'\n" TAIL;
 
 static const char *name = "pycontain";
 

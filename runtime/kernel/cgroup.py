@@ -13,7 +13,7 @@ from __future__ import annotations
 import posix as os
 
 from pycontain.runtime import errors
-from pycontain.runtime.paths import directory_of, is_directory, make_directories
+from pycontain.runtime.paths import directory_of, is_directory, make_directories, status
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ class Hierarchy:
     def visible(self) -> bool:
         """Whether the mount can be reached: another file system may be mounted over it (or over a parent)."""
         try:
-            device = os.stat(self.mount).st_dev
+            device = status(self.mount)[1]
         except OSError:
             return False
         return f"{os.major(device)}:{os.minor(device)}" == self.device

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import tarfile
+import tempfile
 import time
 import zipfile
 from pathlib import Path
@@ -114,13 +115,20 @@ def calls(name: str, command: Path, *arguments: str) -> tuple[str, list[str]]:
     return done.stdout, re.findall(rf'{name}\((?:AT_FDCWD, )?"([^"]*)"', done.stderr)
 
 
+def cache_of(installed: Path) -> Path:
+    """The file that the OCI command starts from, once it has been started."""
+    subprocess.run([installed / "bin" / "pycontain-runtime", "--version"], check=True, stdout=subprocess.DEVNULL)
+    (found,) = installed.glob(f"lib/*/site-packages/pycontain/runtime/__pycache__/start.*.{TAG}")
+    return found
+
+
 @pytest.mark.needs("libpython", "strace")
 def test_the_oci_command_has_its_interpreter_in_it(installed: Path) -> None:
     """It executes no other program and reads no module of the standard library, once its cache is there."""
     command = installed / "bin" / "pycontain-runtime"
     python = f"/{PYTHON}"
-    cached = next(installed.glob("lib/*/site-packages/pycontain/runtime")) / "__pycache__" / f"start.2.{TAG}"
-    cached.unlink(missing_ok=True)
+    cached = cache_of(installed)
+    cached.unlink()
     first, executed = calls("execve", command, "--version")
     assert first.startswith("pycontain-runtime version ")
     assert [Path(file).name for file in executed] == ["pycontain-runtime", PYTHON]
@@ -133,7 +141,7 @@ def test_the_oci_command_has_its_interpreter_in_it(installed: Path) -> None:
 @pytest.mark.parametrize("damage", [b"", b"\0", b"nonsense", b"\xff" * 1000])
 def test_a_damaged_cache_is_made_anew_by_the_ordinary_interpreter(installed: Path, damage: bytes) -> None:
     command = installed / "bin" / "pycontain-runtime"
-    cached = next(installed.glob("lib/*/site-packages/pycontain/runtime")) / "__pycache__" / f"start.2.{TAG}"
+    cached = cache_of(installed)
     wanted = calls("execve", command, "--version")[0]
     cached.write_bytes(damage)
     assert calls("execve", command, "--version")[0] == wanted
@@ -152,6 +160,11 @@ def _state(root, options, words):
     import termios  # an extension module
     import sys
     assert not hasattr(sys, "__stdout__") and "encodings" not in sys.modules
+    import posix
+    few, environ, close = set(vars(posix)), dict(posix.environ), posix.close
+    assert posix.stat("/").st_mode and environ == posix.environ and (not hasattr(posix, "nothing"))
+    assert sys.version_info[:2] != (3, 11) or len(few) < 60 < 400 < len(vars(posix))
+    assert posix.close.__doc__ == close.__doc__ and few - set(vars(posix)) <= {{"__getattr__"}}
     with open({os.fspath(tmp_path / "text")!r}, "w") as file:
         file.write("grün")
     import json, re, subprocess
@@ -171,6 +184,37 @@ def _state(root, options, words):
     assert done.stderr.splitlines()[-1] == "KeyError: 'a bug'"
     assert 'raise KeyError("a bug")' in done.stderr
     assert done.returncode == 1
+
+
+@pytest.mark.needs("libpython", "root")
+@pytest.mark.skipif(sys.version_info[:2] != (3, 11), reason="init/embedded_posix.h is for Python 3.11")
+def test_the_straight_way_of_a_verb_needs_no_more_of_posix(installed: Path, tmp_path: Path) -> None:
+    from tests.runtime_tools import make_rootfs, write_bundle
+
+    long, short = (
+        write_bundle(tmp_path / program[0], make_rootfs(tmp_path / f"rootfs-{program[0]}"), *program)
+        for program in (("sleep", "1000"), ("true",))
+    )
+    source = next(installed.glob("lib/*/site-packages/pycontain/runtime")) / "start.py"
+    text = source.read_text()
+    marked = text.replace("    import _imp\n\n    if name", "    import _imp\n\n    posix.write(2, name.encode())\n    if name")
+    assert marked != text
+    verbs = [
+        ("create", "-b", long, "t-posix"), ("start", "t-posix"), ("exec", "t-posix", "true"), ("kill", "t-posix", "KILL"),
+        ("delete", "--force", "t-posix"), ("run", "-b", short, "t-posix"),
+    ]  # fmt: skip
+    command = [installed / "bin" / "pycontain-runtime", "--root", tmp_path / "state"]
+    try:
+        source.write_text(marked)
+        subprocess.run([*command, "--version"], check=True, capture_output=True, timeout=20)  # makes the cache
+        for verb in verbs:
+            with tempfile.TemporaryFile() as said:  # a container that stays would keep a pipe open
+                subprocess.run([*command, *verb], check=True, stdin=subprocess.DEVNULL, stdout=said, stderr=said, timeout=20)
+                said.seek(0)
+                assert set(said.read().split(b"__path__")) == {b""}, verb[0]
+    finally:
+        source.write_text(text)
+        subprocess.run([*command, "delete", "--force", "t-posix"], check=True, timeout=20)
 
 
 @pytest.mark.needs("libpython")

@@ -53,7 +53,7 @@ def loaders(home: Path, *arguments: str, which: str = "RUNTIME") -> dict[str, st
 
 
 def cache(home: Path) -> Path:
-    return home / f"runtime/__pycache__/start.3.{sys.implementation.cache_tag}"
+    return home / f"runtime/__pycache__/start.4.{sys.implementation.cache_tag}"
 
 
 def test_written_once_used_and_made_anew(copy: Path) -> None:

@@ -17,9 +17,6 @@ NAMES = {
     17: "listener", 18: "mounted", 19: "plan",
 }  # fmt: skip
 MAX_BYTES = 1 << 20
-NO_OP = 0xFFFFFFFF  # the index of a failure that is no operation's
-
-
 DETAIL_BYTES = 300  # of a failure's words, which may be a hostile guest's
 
 
@@ -63,14 +60,3 @@ def _exactly(fd: int, size: int) -> bytes | None:
             return None
         data += part
     return data
-
-
-def failure(payload: bytes) -> tuple[int, int, str]:
-    """``(operation index, errno, detail)`` of a FAILED message; the detail is a call's text or says what was found."""
-    if len(payload) < 8:
-        raise errors.Nonsense("init sent nonsense: found a failure of less than 8 bytes")
-    error = int.from_bytes(payload[4:8], "little", signed=True)
-    detail = payload[8 : 8 + DETAIL_BYTES].decode("utf-8", "replace")
-    if not detail.isprintable():  # it goes to a terminal
-        detail = "".join(c if c.isprintable() else "?" for c in detail)
-    return int.from_bytes(payload[:4], "little"), error, detail

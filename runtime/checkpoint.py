@@ -10,7 +10,7 @@ import os
 import stat
 
 from pycontain.runtime import spec
-from pycontain.runtime.control import cgroup_of, delete
+from pycontain.runtime.control import cgroup_of
 from pycontain.runtime.creation import (
     OCI_VERSION,
     Running,
@@ -23,6 +23,7 @@ from pycontain.runtime.creation import (
     rootfs_of,
     write_pid_file,
 )
+from pycontain.runtime.ending import delete
 from pycontain.runtime.errors import KernelError, NotFound, PycontainError, SpecError, Unsupported
 from pycontain.runtime.jsontext import dump, parse
 from pycontain.runtime.kernel.cgroup import Cgroup, open_cgroup

@@ -10,9 +10,9 @@ from __future__ import annotations
 import posix as os
 
 from pycontain.runtime import errors, namespaces, sockets, spec
-from pycontain.runtime.control import cgroup_of, started
 from pycontain.runtime.jsontext import dump, parse
-from pycontain.runtime.kernel.cgroup import absolute, hierarchies, open_cgroup
+from pycontain.runtime.kernel.cgroup import open_cgroup
+from pycontain.runtime.kernel.hierarchies import absolute, hierarchies
 from pycontain.runtime.kernel.host import privileged, probe
 from pycontain.runtime.paths import is_directory, read_bounded, real
 from pycontain.runtime.state import Container, check_id
@@ -22,9 +22,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
+    from pycontain.runtime.dialogue import Process
     from pycontain.runtime.kernel.cgroup import Cgroup
     from pycontain.runtime.kernel.host import Host
-    from pycontain.runtime.namespaces import Launcher, Process
+    from pycontain.runtime.namespaces import Launcher
     from pycontain.runtime.netdevices import Moved
     from pycontain.runtime.plan.plan import Plan
 
@@ -42,6 +43,8 @@ class Running:
 
     def start(self) -> None:
         """Run the program of a container created with ``listen=False``; once. Raises what ``start`` raises."""
+        from pycontain.runtime.starting import started
+
         assert self._container is not None
         with self._container as container:
             started(container, self.process)
@@ -229,7 +232,7 @@ def create(
             if machine is not None:
                 p = machine.plan
                 host = machine.host_plan(container, cgroup, joining(cgroup), console, named)
-                process.obey(host, cgroup_fds=cgroup_fds)
+                namespaces.obey(process, host, cgroup_fds=cgroup_fds)
             else:
                 p = plan_for(
                     cgroup,
@@ -252,7 +255,7 @@ def create(
 
                     container.fields["mounts_before"] = count(str(fields["rootfs"]))
                     container.save()
-                process.obey(p, cgroup_fds=cgroup_fds, console=console, listener=named)
+                namespaces.obey(process, p, cgroup_fds=cgroup_fds, console=console, listener=named)
         finally:
             for fd in cgroup_fds:
                 os.close(fd)
@@ -463,6 +466,8 @@ def plan_again(container: Container) -> Plan:
         from pycontain.runtime.vm.machine import kept_plan
 
         return kept_plan(container)
+    from pycontain.runtime.control import cgroup_of
+
     config = config_of(container)
     cgroup = cgroup_of(container)
     rootfs = {"kind": "directory", "path": "/"}

@@ -7,10 +7,10 @@ from pycontain.runtime.example import EXAMPLE
 from pycontain.runtime.kernel.cgroup import RARE
 from pycontain.runtime.kernel.host import Host
 from pycontain.runtime.kernel.managers import NAMES
-from pycontain.runtime.plan.identity import ALL_CAPS, CAPS
 from pycontain.runtime.plan.mounts import CLEARS, FLAGS, PROPAGATION, SPECIAL
 from pycontain.runtime.plan.plan import NAMESPACES, plan
 from pycontain.runtime.plan.process import MEMORY_FLAGS, MEMORY_MODES
+from pycontain.runtime.plan.rights import ALL_CAPS, CAPS
 from pycontain.runtime.plan.seccomp import ACTIONS, ARCHITECTURES, FAMILIES, OPERATORS
 from pycontain.runtime.plan.seccomp import FLAGS as SECCOMP_FLAGS
 from pycontain.runtime.spec import SCHEMA

@@ -6,11 +6,9 @@ import posix as os
 
 from pycontain.runtime import namespaces, spec
 from pycontain.runtime.control import cgroup_of
-from pycontain.runtime.control import delete as delete
 from pycontain.runtime.control import kill as kill
 from pycontain.runtime.control import pause as pause
 from pycontain.runtime.control import resume as resume
-from pycontain.runtime.control import start as start
 from pycontain.runtime.creation import (
     Running,
     cgroup_path,
@@ -23,9 +21,12 @@ from pycontain.runtime.creation import (
 )
 from pycontain.runtime.creation import create as create
 from pycontain.runtime.creation import read_config as read_config
+from pycontain.runtime.ending import delete as delete
 from pycontain.runtime.errors import Conflict, KernelError, PycontainError, Unsupported
 from pycontain.runtime.jsontext import dump
-from pycontain.runtime.kernel.cgroup import hierarchies, number, open_cgroup, read
+from pycontain.runtime.kernel.cgroup import open_cgroup
+from pycontain.runtime.kernel.files import number, read
+from pycontain.runtime.kernel.hierarchies import hierarchies
 from pycontain.runtime.kernel.host import probe
 from pycontain.runtime.plan.plan import exec_plan, read_plan
 from pycontain.runtime.state import Container

@@ -1,4 +1,4 @@
-"""The executor in fresh namespaces: starts init with a plan, and holds the dialogue with it.
+"""The executor in fresh namespaces: starts init with a plan. dialogue.py is what is said then.
 
 init is started from a sealed memfd with posix_spawn(3), which runs no Python in the child and takes no fork
 handlers: safe in a host with threads.
@@ -9,14 +9,13 @@ from __future__ import annotations
 import posix as os
 
 from pycontain.runtime import channel, errors, sockets
+from pycontain.runtime.dialogue import Process
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from typing import Any, Protocol
 
     from pycontain.runtime.plan.plan import Plan
-    from pycontain.runtime.state import Container
 
     class Launcher(Protocol):
         """Who starts init in our stead and becomes the container's parent (the supervisor of the engine)."""
@@ -28,9 +27,7 @@ if TYPE_CHECKING:
 
 _EXEC, _NOEXEC_SEAL = 0x10, 8  # of memfd_create(2), since Linux 6.3
 INIT = f"{__file__.rpartition('/')[0]}/init/pycontain-init"
-_UNSHARED_SECONDS = 10.0
 _COPY_BYTES = 1 << 30
-_PID_MAX = 1 << 22  # proc_sys_kernel(5)
 
 
 def sealed_memfd(name: str, data: bytes | int, *, executable: bool = False) -> int:
@@ -78,236 +75,37 @@ def init_program() -> int:
         os.close(fd)
 
 
-class Process:
-    """A process that init becomes. ``pid`` after ``unshared()``; ``channel`` is ours until it is closed.
+def obey(
+    process: Process,
+    plan: Plan,
+    *,
+    cgroup_fds: tuple[int, ...] = (),
+    console: int | None = None,
+    listener: int | None = None,
+) -> None:
+    """Give ``begin``'s init its plan, and the descriptors that this names by number, which stay the caller's."""
+    from pycontain.runtime.plan.ops import encode
 
-    ``plan``: for the words of a failure; None until ``obey``.
-    """
-
-    def __init__(self, plan: Callable[[], Plan] | None, stage0: int, fd: int) -> None:
-        self._plan = plan
-        self.pid = 0
-        self.channel = fd
-        self._stage0 = stage0
-        self._started = False
-        self._went = False
-        self._early: tuple[int, bytes] | None = None
-        self._seconds = 0.0
-
-    @property
-    def plan(self) -> Plan:
-        assert self._plan is not None
-        return self._plan()
-
-    def obey(
-        self,
-        plan: Plan,
-        *,
-        cgroup_fds: tuple[int, ...] = (),
-        console: int | None = None,
-        listener: int | None = None,
-    ) -> None:
-        """Give ``begin``'s init its plan, and the descriptors that this names by number, which stay the caller's."""
-        from pycontain.runtime.plan.ops import encode  # not for those who start what another process created
-
-        self._plan = lambda: plan
-        opened = [sealed_memfd("pycontain-plan", encode(plan.ops))]
+    process.takes(lambda: plan)
+    opened = [sealed_memfd("pycontain-plan", encode(plan.ops))]
+    try:
+        fds = [*opened, *cgroup_fds]
+        for path in plan.files:
+            if not isinstance(path, int):
+                try:
+                    opened.append(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+                except OSError as error:
+                    raise errors.KernelError(f"cannot open namespace {path}", error.errno or 0) from None
+                path = opened[-1]
+            fds.append(path)
+        fds += [fd for fd in (console, listener) if fd is not None]
         try:
-            fds = [*opened, *cgroup_fds]
-            for path in plan.files:
-                if not isinstance(path, int):
-                    try:
-                        opened.append(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
-                    except OSError as error:
-                        raise errors.KernelError(f"cannot open namespace {path}", error.errno or 0) from None
-                    path = opened[-1]
-                fds.append(path)
-            fds += [fd for fd in (console, listener) if fd is not None]
-            try:
-                sockets.send_fds(self.channel, channel.message(channel.PLAN), fds)
-            except BrokenPipeError:
-                pass  # as in _send
-        finally:
-            for fd in opened:
-                os.close(fd)
-
-    def unshared(self) -> int:
-        """Waits until the first process exists; its pid."""
-        # Killed between clone and message, stage 0 leaves a child that waits for us: hence a limit.
-        if not self._seconds:
-            sockets.timeout(self.channel, _UNSHARED_SECONDS)
-        message = self._next()
-        if self._went and message is not None and message[0] in (channel.READY, channel.FAILED):
-            self._early = message  # the first process was faster than its maker with the word of it
-            message = self._next() or message
-        payload = self._checked(message, channel.UNSHARED)
-        if not self._seconds:
-            sockets.timeout(self.channel, 0)
-        pid = int.from_bytes(payload[:8], "little")
-        if len(payload) != 4 or not 0 < pid <= _PID_MAX:
-            raise errors.Nonsense(f"init sent nonsense: found process {pid}")
-        self.pid = self.pid or pid
-        if not self._went:
-            self._stage0_done()
-        return pid
-
-    def takes(self, plan: Callable[[], Plan], seconds: float) -> None:
-        """From here on it is a guest, behind a stand-in, that speaks, about its plan: in time, for each word."""
-        self._plan = plan
-        self._seconds = seconds
-        sockets.timeout(self.channel, seconds)
-
-    def go_soon(self, state: bytes) -> None:
-        """Before ``unshared``: let init make the container as soon as it is cloned. ``go`` has to follow."""
-        self._send(channel.GO, state)
-        self._went = True
-
-    def go(self, state: bytes, *, start_too: bool = False) -> None:
-        """Let init make the container; returns when it is ready. ``start_too``: and let the program run after that."""
-        if not self._went:
-            self._send(channel.GO, state)
-        self._stage0_done()
-        if start_too:
-            self.start(state)
-        self._expect(channel.READY)
-
-    def mounted(self, state: bytes) -> None:
-        """Let init mount what is configured; ``go`` lets it go on when the hooks that are due then have run."""
-        self._send(channel.GO, state)
-        self._expect(channel.MOUNTED)
-
-    def go_to_end(self, state: bytes) -> None:
-        """Let init carry out a plan that ends without a program; returns when it has."""
-        self._send(channel.GO, state)
-        message = self._receive()
-        if message is not None:
-            raise self._failure(message)
-
-    def go_exec(self, state: bytes, container: Container) -> None:
-        """Let init go all the way to execve; returns when the program runs."""
-        self._send(channel.GO, state)
-        self.running(container)
-
-    def start(self, state: bytes) -> None:
-        """Let the container's program run, once; ``running`` says whether it does."""
-        if not self._started:
-            self._send(channel.START, state)
-            self._started = True
-
-    def running(self, container: Container | None = None) -> None:
-        """execve closes the channel; a message is a failure, or a seccomp listener that the container's agent gets."""
-        message = self._receive()
-        if message is not None and message[0] == channel.LISTENER and container is not None:
-            from pycontain.runtime.seccomp_agent import hand_over
-
-            hand_over(container, self.pid, message[1])
-            self._send(channel.GO, b"")
-            message = self._receive()
-        if message is not None:
-            raise self._failure(message)
-        self.close()
-
-    def read(self) -> bytes | None:
-        """The answer to a "read" operation: the bytes, or None where there is no such file."""
-        payload = self._expect(channel.DATA)
-        error = int.from_bytes(payload[:4], "little")
-        if error in (0, 2):
-            return None if error else payload[4:]
-        raise errors.KernelError("cannot read a file of the root file system", error)
-
-    def _send(self, kind: int, payload: bytes) -> None:
-        try:
-            channel.send(self.channel, kind, payload)
+            sockets.send_fds(process.channel, channel.message(channel.PLAN), fds)
         except BrokenPipeError:
-            pass  # the reason is still to be read
-        except BlockingIOError:
-            raise self._silent() from None
-
-    def _receive(self) -> tuple[int, bytes] | None:
-        if self._early is not None:
-            early, self._early = self._early, None
-            return early
-        return self._next()
-
-    def _next(self) -> tuple[int, bytes] | None:
-        try:
-            return channel.receive(self.channel)
-        except BlockingIOError:
-            raise self._silent() from None
-
-    def _silent(self) -> errors.ChannelClosed:
-        return errors.ChannelClosed(
-            f"init said nothing for {self._seconds or _UNSHARED_SECONDS:.0f} s and was given up"
-        )
-
-    def _expect(self, kind: int) -> bytes:
-        return self._checked(self._receive(), kind)
-
-    def _checked(self, message: tuple[int, bytes] | None, kind: int) -> bytes:
-        if message is None:
-            raise errors.ChannelClosed(f"init ended before it said {channel.NAMES[kind]!r} (was it killed?)")
-        if message[0] != kind:
-            raise self._failure(message)
-        return message[1]
-
-    def _failure(self, message: tuple[int, bytes]) -> errors.PycontainError:
-        if message[0] != channel.FAILED:
-            return errors.Nonsense(f"init sent nonsense: found message {channel.NAMES[message[0]]!r} out of order")
-        return failure(self.plan, message[1])
-
-    def _stage0_done(self) -> None:
-        """No program runs before stage 0 has done what it does beside the first process, such as the device filter."""
-        status = self._reap_stage0()
-        if status and status > 0:  # it has said why, perhaps behind what the first process said
-            message = self._receive()
-            if message is not None and message[0] == channel.READY:
-                message = self._receive()
-            if message is not None:
-                raise self._failure(message)
-        if status:
-            raise errors.ChannelClosed("init ended before it had done its part (was it killed?)")
-
-    def _reap_stage0(self) -> int:
-        """Its exit status, or minus the signal that killed it; 0 too where there is none of ours."""
-        pid, self._stage0 = self._stage0, 0
-        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) if pid else 0
-
-    def close(self) -> None:
-        if self.channel >= 0:
-            os.close(self.channel)
-            self.channel = -1
-            self._reap_stage0()
-
-
-def failure(plan: Plan, payload: bytes) -> errors.PycontainError:
-    """A FAILED message as an error: what was tried, on what, and what the kernel said."""
-    index, number, detail = channel.failure(payload)
-    if index == channel.NO_OP:
-        return errors.KernelErrorText(f"cannot {detail}: {errors.errno_text(number)}", number)
-    op = plan.ops[index] if index < len(plan.ops) else ("exec", "init", ["init"], [], 0)
-    said = errors.errno_text(number) if number else ""
-    where = detail.split("(")[0]  # a failed call is reported as its C text: the system call's name is enough
-    if op[0] in ("exec", "find"):
-        return _exec_failure(op, number, said)
-    if op[0] == "hook":
-        return errors.HookFailed(": ".join(part for part in (op[1], f"hook {op[2]} {where}", said) if part), number)
-    if op[0].startswith("seccomp") and where == "syscall":
-        where = "seccomp"
-    from pycontain.runtime.plan.describe import advice, describe
-
-    parts = [f"cannot {describe(op)}", where if where != "syscall" else "", said]
-    hint = advice(op, number) if plan.hint is None else plan.hint(op, number)
-    return errors.KernelErrorText(": ".join(part for part in parts if part), number, hint=hint)
-
-
-def _exec_failure(op: tuple[Any, ...], number: int, said: str) -> errors.PycontainError:
-    program = op[1]
-    if number == 2:
-        where = "" if "/" in program else " in $PATH"
-        return errors.KernelErrorText(
-            f"cannot execute {program!r}: executable file not found{where}: {said}", number, exit_code=127
-        )
-    return errors.KernelErrorText(f"cannot execute {program!r}: {said}", number, exit_code=126)
+            pass  # as in Process._send
+    finally:
+        for fd in opened:
+            os.close(fd)
 
 
 def launch(
@@ -320,7 +118,7 @@ def launch(
     """``begin`` and ``obey`` with ``given``, at once."""
     process = begin(plan.base, stdio=stdio, launcher=launcher)
     try:
-        process.obey(plan, **given)
+        obey(process, plan, **given)
     except BaseException:
         process.close()
         raise
@@ -346,12 +144,17 @@ def begin(
                 launcher.launch(program, argv, [theirs], base)
             else:
                 stage0 = _spawn(program, argv, [theirs], base, stdio)
-                if ahead:
-                    _put_apart(stage0)
         except BaseException:
             os.close(ours)
             raise
-        return Process(None, stage0, ours)
+        process = Process(None, stage0, ours)
+        if stage0 and ahead:
+            try:
+                _put_apart(stage0)
+            except BaseException:
+                process.close()
+                raise
+        return process
     finally:
         os.close(program)
         if theirs >= 0:

@@ -30,9 +30,10 @@ def exists(path: str) -> bool:
 
 def is_directory(path: str) -> bool:
     try:
-        return status(path)[0] & 0o170000 == 0o040000
+        mode: int = status(path)[0]
     except OSError:
         return False
+    return mode & 0o170000 == 0o040000
 
 
 def real(path: str) -> str:

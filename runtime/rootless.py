@@ -12,8 +12,10 @@ from fcntl import ioctl
 
 from pycontain.runtime.errors import KernelError, PycontainError
 from pycontain.runtime.idmaps import is_own
-from pycontain.runtime.kernel.cgroup import absolute, hierarchies, open_cgroup, read
+from pycontain.runtime.kernel.cgroup import open_cgroup
 from pycontain.runtime.kernel.cgroup_none import HINT, NoCgroup
+from pycontain.runtime.kernel.files import read
+from pycontain.runtime.kernel.hierarchies import absolute, hierarchies
 from pycontain.runtime.kernel.host import probe
 from pycontain.runtime.paths import directory_of, exists, is_directory
 from pycontain.runtime.plan.rootless import adapt as adapt_plan
@@ -23,7 +25,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from pycontain.runtime.kernel.cgroup import Cgroup, Hierarchy
+    from pycontain.runtime.kernel.cgroup import Cgroup
+    from pycontain.runtime.kernel.hierarchies import Hierarchy
     from pycontain.runtime.kernel.host import Host
     from pycontain.runtime.plan.ops import Op
     from pycontain.runtime.plan.plan import Plan

@@ -34,31 +34,38 @@ if TYPE_CHECKING:
 
 _ALL = ("pycontain", "pycontain.runtime", "pycontain.runtime.errors", "pycontain.runtime.main")
 _STATE = (*_ALL, "pycontain.runtime.paths", "pycontain.runtime.jsontext", "pycontain.runtime.state")
-_CGROUP = ("pycontain.runtime.kernel", "pycontain.runtime.kernel.cgroup")
-_DIALOGUE = ("pycontain.runtime.channel", "pycontain.runtime.sockets", "pycontain.runtime.namespaces")
-# What ``pycontain-runtime run`` imports, each after what it needs.
+_HIERARCHIES = (
+    "pycontain.runtime.kernel", "pycontain.runtime.kernel.files", "pycontain.runtime.kernel.hierarchies",
+)  # fmt: skip
+_DIALOGUE = ("pycontain.runtime.channel", "pycontain.runtime.sockets", "pycontain.runtime.dialogue")
+# What ``pycontain-runtime create`` imports, each after what it needs.
 MODULES = (
-    *_STATE, *_CGROUP, "pycontain.runtime.control", *_DIALOGUE, "pycontain.runtime.spec", "pycontain.runtime.plan",
+    *_STATE, *_HIERARCHIES, "pycontain.runtime.kernel.cgroup", *_DIALOGUE, "pycontain.runtime.namespaces",
+    "pycontain.runtime.spec", "pycontain.runtime.plan",
     "pycontain.runtime.plan.ops", "pycontain.runtime.kernel.host", "pycontain.runtime.plan.mounts",
-    "pycontain.runtime.plan.identity", "pycontain.runtime.plan.plan", "pycontain.runtime.creation",
+    "pycontain.runtime.plan.rights", "pycontain.runtime.plan.plan", "pycontain.runtime.creation",
+    "pycontain.runtime.making",
 )  # fmt: skip
 # The modules of the verbs that an engine calls for every container, but for those that not every host or container
 # wants; a test holds these lists against what is really imported. A word that only looks like a verb costs 1 ms.
 VERBS = {
-    "run": MODULES,
+    "run": (*MODULES, "pycontain.runtime.starting", "pycontain.runtime.ending"),
     "create": MODULES,
-    "start": (*_STATE, "pycontain.runtime.control", *_DIALOGUE),
-    "delete": (*_STATE, *_CGROUP, "pycontain.runtime.control"),
-    "exec": (*MODULES, "pycontain.runtime.lifecycle", "pycontain.runtime.verbs"),
+    "start": (*_STATE, *_DIALOGUE, "pycontain.runtime.starting"),
+    "delete": (*_STATE, *_HIERARCHIES, "pycontain.runtime.ending"),
+    "exec": (
+        *MODULES, "pycontain.runtime.control", "pycontain.runtime.starting", "pycontain.runtime.ending",
+        "pycontain.runtime.lifecycle", "pycontain.runtime.verbs",
+    ),
 }
 
 # Run when they are first asked for something: what is for failures, and what plans, beside which init starts.
 LATE_MODULES = (
     "pycontain.runtime.errors",
-    "pycontain.runtime.plan.identity",
     "pycontain.runtime.plan.mounts",
     "pycontain.runtime.plan.ops",
     "pycontain.runtime.plan.plan",
+    "pycontain.runtime.plan.rights",
 )
 
 _cache = ""
@@ -260,7 +267,7 @@ def _whole(name: str) -> Any:
 
     if name == "__path__":  # what every import from a module asks it for
         raise AttributeError(name)
-    del posix.__getattr__  # type: ignore[attr-defined]
+    del posix.__getattr__
     whole = _imp.create_builtin(ModuleSpec("posix", None))
     _imp.exec_builtin(whole)
     posix.__dict__.update(whole.__dict__)
@@ -284,7 +291,7 @@ def embedded(cache: str, table: Table, mapped: memoryview, extensions: str, suff
     _cache, _mapped = cache, mapped
     _extensions = (f"{extensions}/", suffix)
     if "stat" not in posix.__dict__:
-        posix.__getattr__ = _whole  # type: ignore[attr-defined]
+        posix.__getattr__ = _whole  # type: ignore[method-assign]
     sys.meta_path.append(LATE)
     sys.stdout, sys.stderr = _stream(1), _stream(2)
     __builtins__["open"] = _open

@@ -130,6 +130,8 @@ class Container:
         Raises Conflict where somebody else has the lock for ``wait`` seconds.
         """
         check_id(id)
+        path = f"{root}/{id}/state.json"
+        fields: dict[str, Any] = {}
         while True:
             try:
                 fd = os.open(f"{root}/{id}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -140,7 +142,6 @@ class Container:
             elif not _locked(fd, wait):
                 os.close(fd)
                 raise errors.Conflict(f"cannot look at container {id}: somebody else is at work on it")
-            path = f"{root}/{id}/state.json"
             try:
                 fields = parse(read_bounded(path, directory=fd), path)
                 break

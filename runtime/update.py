@@ -8,7 +8,8 @@ from pycontain.runtime import spec
 from pycontain.runtime.control import cgroup_of
 from pycontain.runtime.errors import PycontainError, SpecError, Unsupported
 from pycontain.runtime.jsontext import dump, parse
-from pycontain.runtime.kernel.cgroup import RESOURCES, read, write
+from pycontain.runtime.kernel.cgroup import RESOURCES
+from pycontain.runtime.kernel.files import read, write
 from pycontain.runtime.paths import MAX_BYTES, read_bounded
 from pycontain.runtime.state import Container
 

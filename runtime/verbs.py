@@ -5,7 +5,8 @@ from __future__ import annotations
 import posix as os
 
 from pycontain.runtime.errors import KernelError, PycontainError, SpecError, Unsupported
-from pycontain.runtime.main import OFTEN, VERSION, Signals, console_of, ended, foreground, preserved, warn
+from pycontain.runtime.main import OFTEN, VERSION
+from pycontain.runtime.making import Signals, console_of, ended, foreground, preserved, warn
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -352,7 +353,8 @@ def _checkpoint(root: str, options: dict[str, Any], words: list[str]) -> int:
 
 
 def _restore(root: str, options: dict[str, Any], words: list[str]) -> int:
-    from pycontain.runtime import checkpoint, control
+    from pycontain.runtime import checkpoint
+    from pycontain.runtime.ending import delete
 
     signals = None if options.get("detach") else Signals()
     running = checkpoint.restore(
@@ -370,7 +372,7 @@ def _restore(root: str, options: dict[str, Any], words: list[str]) -> int:
     try:
         status = foreground(running, None, signals)
     except BaseException:
-        control.delete(words[0], root=root, force=True)
+        delete(words[0], root=root, force=True)
         os.waitpid(running.pid, 0)
         raise
     ended(words[0], root)

@@ -10,7 +10,7 @@ from pycontain.engine import files, mounts
 from pycontain.engine.options import Options
 from pycontain.runtime import jsontext, lifecycle
 from pycontain.runtime.errors import Conflict, KernelError, NotFound, PycontainError, Unsupported
-from pycontain.runtime.plan import identity
+from pycontain.runtime.plan import identity, rights
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -283,7 +283,7 @@ def _known_capabilities() -> list[str]:
     with open("/proc/self/status", "rb") as file:
         line = next(line for line in file if line.startswith(b"CapBnd:"))
     mask = int(line.split()[1], 16)
-    return [name for name, number in identity.CAPS.items() if mask >> number & 1]
+    return [name for name, number in rights.CAPS.items() if mask >> number & 1]
 
 
 def _seccomp(options: Options, caps: list[str]) -> dict[str, Any] | None:
@@ -445,7 +445,7 @@ def exec_process(
         merged["HOME"] = f"HOME={found['home']}"
     merged |= {entry.partition("=")[0]: entry for entry in env}
     if privileged:
-        every = list(identity.CAPS)
+        every = list(rights.CAPS)
         process["capabilities"] = {"bounding": every, "effective": every, "permitted": every}
     process.update(
         args=list(args),

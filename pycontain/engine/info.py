@@ -6,7 +6,7 @@ import os
 import time
 
 from pycontain.engine import images, machines
-from pycontain.runtime.kernel import cgroup
+from pycontain.runtime.kernel import hierarchies
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def collect(engine: Engine) -> dict[str, Any]:
         "Data": engine.data,
         "State": engine.run,
         "Storage": "overlay",
-        "Cgroups": cgroup.detect(),
+        "Cgroups": hierarchies.detect(),
         "Seccomp": "default",
         "Kernel": kernel.release,
         "Architecture": kernel.machine,

@@ -18,7 +18,8 @@ from pycontain.engine.containers import MAKING, Container
 from pycontain.engine.files import Lock
 from pycontain.runtime import lifecycle
 from pycontain.runtime.errors import NotFound, PycontainError
-from pycontain.runtime.kernel.cgroup import hierarchies, open_cgroup
+from pycontain.runtime.kernel.cgroup import open_cgroup
+from pycontain.runtime.kernel.hierarchies import hierarchies
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -11,9 +11,11 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
-from pycontain.runtime import control, creation
+from pycontain.runtime import creation
+from pycontain.runtime.ending import delete
 from pycontain.runtime.errors import PycontainError
-from pycontain.runtime.main import Signals, ended, foreground, report
+from pycontain.runtime.main import report
+from pycontain.runtime.making import Signals, ended, foreground
 
 if TYPE_CHECKING:
     from pycontain.network.lease import Lease
@@ -40,7 +42,7 @@ def _run(lease: Lease | None, root: str, bundle: str, image: str, disk: str, id:
         running.start()
         status = foreground(running, None, signals)
     except BaseException:
-        control.delete(id, root=root, force=True)
+        delete(id, root=root, force=True)
         os.waitpid(running.pid, 0)
         raise
     ended(id, root)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pycontain.images.config import CAPABILITIES, CPU_PERIOD, DEFAULT_CAPABILITIES, DEFAULT_PATH, RunOptions, to_spec
 from pycontain.images.manifest import ImageConfig, Platform
-from pycontain.runtime.plan import identity
+from pycontain.runtime.plan import rights
 from pycontain.runtime.plan.seccomp import default_profile
 
 if TYPE_CHECKING:
@@ -120,4 +120,4 @@ def bounding() -> list[str]:
     with open("/proc/self/status", encoding="ascii", errors="replace") as file:
         line = next(line for line in file if line.startswith("CapBnd:"))
     mask = int(line.split()[1], 16)
-    return [name for name in CAPABILITIES if mask >> identity.CAPS[name] & 1]
+    return [name for name in CAPABILITIES if mask >> rights.CAPS[name] & 1]

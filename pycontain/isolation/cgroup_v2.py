@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pycontain.runtime.kernel.cgroup import write
+from pycontain.runtime.kernel.files import write
 
 
 def share_processors(*directories: str) -> None:

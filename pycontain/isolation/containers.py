@@ -18,7 +18,7 @@ from pycontain.isolation.tenants import Base, Running
 from pycontain.isolation.users import delegate, reachable
 from pycontain.isolation.world import World
 from pycontain.runtime.errors import PycontainError
-from pycontain.runtime.kernel.cgroup import hierarchies, mode_of
+from pycontain.runtime.kernel.hierarchies import hierarchies, mode_of
 from pycontain.runtime.vm import accel
 from pycontain.runtime.vm import settings as vm_settings
 

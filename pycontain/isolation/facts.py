@@ -10,7 +10,7 @@ import subprocess
 from typing import Any
 
 from pycontain import __version__
-from pycontain.runtime.kernel import cgroup
+from pycontain.runtime.kernel import hierarchies
 from pycontain.runtime.vm import accel, settings
 
 # A run is not gone on with where one of these has changed.
@@ -35,7 +35,7 @@ def collect() -> dict[str, Any]:
         "kernel": os.uname().release,
         "architecture": os.uname().machine,
         "mitigations": mitigations(),
-        "cgroups": cgroup.detect(),
+        "cgroups": hierarchies.detect(),
         "accelerator": _accelerator(found),
         "nested": "hypervisor" in cpu.get("flags", "").split(),
         "lsm": _read("/sys/kernel/security/lsm"),

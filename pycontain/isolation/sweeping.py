@@ -7,7 +7,8 @@ import os
 import shutil
 import time
 
-from pycontain.runtime.kernel.cgroup import Cgroup, hierarchies, open_cgroup
+from pycontain.runtime.kernel.cgroup import Cgroup, open_cgroup
+from pycontain.runtime.kernel.hierarchies import hierarchies
 from pycontain.runtime.state import start_time
 
 PREFIX = "pycontain-isolation-"

@@ -12,7 +12,8 @@ from pycontain.isolation.model import Ended, Job, Level
 from pycontain.isolation.sweeping import remove_cgroup
 from pycontain.isolation.world import CAP_MEMORY, CAP_PIDS, World, make_cgroup
 from pycontain.runtime.errors import PycontainError
-from pycontain.runtime.kernel.cgroup import hierarchies, mode_of, open_cgroup
+from pycontain.runtime.kernel.cgroup import open_cgroup
+from pycontain.runtime.kernel.hierarchies import hierarchies, mode_of
 
 STOP_SECONDS = 20.0
 

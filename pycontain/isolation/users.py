@@ -10,7 +10,8 @@ import pycontain
 from pycontain.runtime import namespaces
 from pycontain.runtime.errors import KernelError
 from pycontain.runtime.kernel import syscalls
-from pycontain.runtime.kernel.cgroup import Cgroup, read
+from pycontain.runtime.kernel.cgroup import Cgroup
+from pycontain.runtime.kernel.files import read
 
 if TYPE_CHECKING:
     from pycontain.isolation.world import World

@@ -26,7 +26,8 @@ from typing import Any, TypeVar
 from pycontain.isolation.sweeping import DISK, PREFIX, new_id, remove_cgroup, sweep, sweep_dead
 from pycontain.runtime.errors import KernelError, NotFound, PycontainError
 from pycontain.runtime.kernel import syscalls
-from pycontain.runtime.kernel.cgroup import Cgroup, hierarchies, mode_of, open_cgroup
+from pycontain.runtime.kernel.cgroup import Cgroup, open_cgroup
+from pycontain.runtime.kernel.hierarchies import hierarchies, mode_of
 
 CAP_MEMORY, CAP_PIDS = 1 << 30, 600  # of every tenant
 DIRECTORY = "/run/pycontain-isolation"

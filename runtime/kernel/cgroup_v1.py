@@ -9,17 +9,13 @@ from pycontain.runtime.kernel.cgroup import (
     FREEZE_SECONDS,
     RESOURCES,
     Cgroup,
-    Hierarchy,
     any_rare,
     check,
     host_has_swap,
-    read,
-    read_int,
-    read_table,
-    tree,
-    write,
     write_settings,
 )
+from pycontain.runtime.kernel.files import read, read_int, read_table, write
+from pycontain.runtime.kernel.hierarchies import Hierarchy, tree
 from pycontain.runtime.paths import directory_of, exists
 
 TYPE_CHECKING = False

@@ -6,9 +6,9 @@ import posix as os
 from errno import EINVAL
 
 from pycontain.runtime.errors import KernelError, Unsupported
-from pycontain.runtime.kernel.cgroup import read, read_int, read_table, write
 from pycontain.runtime.kernel.cgroup_rare import blkio_entry, hugepage_files, numbers, some
 from pycontain.runtime.kernel.cgroup_v2_events import hugetlb
+from pycontain.runtime.kernel.files import read, read_int, read_table, write
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from pycontain.runtime.errors import SpecError, Unsupported
-from pycontain.runtime.kernel.cgroup import RESOURCES, Hierarchy, read
+from pycontain.runtime.kernel.cgroup import RESOURCES
 from pycontain.runtime.kernel.cgroup_rare import device_weights, hugepages, rdma, throttles, weight
+from pycontain.runtime.kernel.files import read
+from pycontain.runtime.kernel.hierarchies import Hierarchy
 from pycontain.runtime.paths import exists
 
 TYPE_CHECKING = False

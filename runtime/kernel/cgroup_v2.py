@@ -5,22 +5,9 @@ from __future__ import annotations
 import posix as os
 
 from pycontain.runtime import errors
-from pycontain.runtime.kernel.cgroup import (
-    FREEZE_SECONDS,
-    RESOURCES,
-    Cgroup,
-    Hierarchy,
-    any_rare,
-    asked,
-    check,
-    host_has_swap,
-    number,
-    read,
-    read_int,
-    read_table,
-    table,
-    write,
-)
+from pycontain.runtime.kernel.cgroup import FREEZE_SECONDS, RESOURCES, Cgroup, any_rare, asked, check, host_has_swap
+from pycontain.runtime.kernel.files import number, read, read_int, read_table, table, write
+from pycontain.runtime.kernel.hierarchies import Hierarchy
 from pycontain.runtime.paths import directory_of, exists
 
 TYPE_CHECKING = False

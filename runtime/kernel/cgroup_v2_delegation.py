@@ -9,7 +9,7 @@ import posix as os
 from errno import EINVAL
 
 from pycontain.runtime.errors import KernelError
-from pycontain.runtime.kernel.cgroup import read
+from pycontain.runtime.kernel.files import read
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -6,8 +6,8 @@ import posix as os
 from errno import EINVAL
 
 from pycontain.runtime.errors import KernelError
-from pycontain.runtime.kernel.cgroup import number, read, read_int, read_table, table
 from pycontain.runtime.kernel.cgroup_rare import blkio_entry, hugepage_files, numbers, some
+from pycontain.runtime.kernel.files import number, read, read_int, read_table, table
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

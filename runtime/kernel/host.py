@@ -2,7 +2,7 @@
 
 ``probe()`` costs nothing; each fact is read when it is first asked for, and kept. ``Host.from_dict`` makes one
 from given facts (in tests, or the guest's for a microVM): such a one never looks at this machine. Start path:
-imports the cgroup module alone.
+imports the module of hierarchies alone.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ from __future__ import annotations
 import posix as os
 
 from pycontain.runtime import errors
-from pycontain.runtime.kernel import cgroup
+from pycontain.runtime.kernel import hierarchies
+from pycontain.runtime.kernel.files import read
 from pycontain.runtime.paths import exists
 
 TYPE_CHECKING = False
@@ -103,12 +104,12 @@ class Host:
         return facts
 
 
-def probe(found: list[cgroup.Hierarchy] | None = None) -> Host:
-    """This machine, as the calling process sees it. ``found``: what ``cgroup.hierarchies()`` has just said."""
+def probe(found: list[hierarchies.Hierarchy] | None = None) -> Host:
+    """This machine, as the calling process sees it. ``found``: what ``hierarchies.hierarchies()`` has just said."""
     host = Host(_PROBES)
     if found is not None:
         host.cgroups = _as_dicts(found)
-        host.cgroup = cgroup.mode_of(found)
+        host.cgroup = hierarchies.mode_of(found)
     return host
 
 
@@ -134,13 +135,13 @@ def parse_release(release: str) -> tuple[int, int]:
 
 
 def _status(field: str) -> str | None:
-    for line in cgroup.read("/proc/self/status").splitlines():
+    for line in read("/proc/self/status").splitlines():
         if line.startswith(field + ":"):
             return line.partition(":")[2].strip()
     return None
 
 
-def _as_dicts(found: list[cgroup.Hierarchy]) -> list[dict[str, Any]]:
+def _as_dicts(found: list[hierarchies.Hierarchy]) -> list[dict[str, Any]]:
     return [
         {"mount": item.mount, "controllers": list(item.controllers), "name": item.name, "unified": item.unified}
         for item in found
@@ -148,7 +149,7 @@ def _as_dicts(found: list[cgroup.Hierarchy]) -> list[dict[str, Any]]:
 
 
 def _own_cgroup() -> dict[str, str]:
-    rows = (line.split(":", 2) for line in cgroup.read("/proc/self/cgroup").splitlines())
+    rows = (line.split(":", 2) for line in read("/proc/self/cgroup").splitlines())
     return {controllers: path for _, controllers, path in rows}
 
 
@@ -158,27 +159,27 @@ def _namespaces() -> list[str]:
 
 def _apparmor() -> bool:
     try:
-        return cgroup.read("/sys/module/apparmor/parameters/enabled").strip() == "Y"
+        return read("/sys/module/apparmor/parameters/enabled").strip() == "Y"
     except FileNotFoundError:
         return False
 
 
 def _in_userns() -> bool:
     # The first user namespace maps every id to itself, in one line.
-    return cgroup.read("/proc/self/uid_map").split() != ["0", "0", "4294967295"]
+    return read("/proc/self/uid_map").split() != ["0", "0", "4294967295"]
 
 
 _PROBES: dict[str, Callable[[], Any]] = {
     "apparmor": _apparmor,
     "arch": lambda: os.uname().machine,
     "bounding": lambda: int(_status("CapBnd") or "0", 16),
-    "cgroup": cgroup.detect,
-    "cgroups": lambda: _as_dicts(cgroup.hierarchies()),
+    "cgroup": hierarchies.detect,
+    "cgroups": lambda: _as_dicts(hierarchies.hierarchies()),
     "euid": os.geteuid,
-    "filesystems": lambda: [line.split()[-1] for line in cgroup.read("/proc/filesystems").splitlines()],
+    "filesystems": lambda: [line.split()[-1] for line in read("/proc/filesystems").splitlines()],
     "in_userns": _in_userns,
     "kernel": lambda: parse_release(os.uname().release),
-    "last_cap": lambda: int(cgroup.read("/proc/sys/kernel/cap_last_cap")),
+    "last_cap": lambda: int(read("/proc/sys/kernel/cap_last_cap")),
     "namespaces": _namespaces,
     "own_cgroup": _own_cgroup,
     "release": lambda: os.uname().release,

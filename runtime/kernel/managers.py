@@ -6,8 +6,9 @@ Off the start path: ``--cgroup-manager cgroupfs``, the default, never comes here
 from __future__ import annotations
 
 from pycontain.runtime.errors import Unsupported
-from pycontain.runtime.kernel.cgroup import RESOURCES, asked, hierarchies
+from pycontain.runtime.kernel.cgroup import RESOURCES, asked
 from pycontain.runtime.kernel.cgroup_none import NoCgroup
+from pycontain.runtime.kernel.hierarchies import hierarchies
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -12,8 +12,10 @@ from __future__ import annotations
 import posix as os
 
 from pycontain.runtime.errors import Conflict, PycontainError, SpecError, Unsupported
-from pycontain.runtime.kernel.cgroup import RESOURCES, Hierarchy, hierarchies, mode_of, read, write_settings
+from pycontain.runtime.kernel.cgroup import RESOURCES, write_settings
 from pycontain.runtime.kernel.cgroup_v2 import CgroupV2
+from pycontain.runtime.kernel.files import read
+from pycontain.runtime.kernel.hierarchies import Hierarchy, hierarchies, mode_of
 from pycontain.runtime.kernel.host import privileged
 from pycontain.runtime.kernel.systemd_properties import annotated, of_devices, of_settings, version
 from pycontain.runtime.paths import is_directory

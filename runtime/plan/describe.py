@@ -5,11 +5,11 @@ from __future__ import annotations
 from errno import EACCES, EBUSY, EPERM
 from string import Formatter
 
-from pycontain.runtime.plan.identity import CAPS, RLIMITS
 from pycontain.runtime.plan.mounts import ATIME, CLEARS, FLAGS, MS_REC, PROPAGATION
 from pycontain.runtime.plan.ops import NO_FD, REAP
 from pycontain.runtime.plan.plan import NAMESPACES
 from pycontain.runtime.plan.process import IO_CLASSES, MEMORY_FLAGS, MEMORY_MODES, POLICIES, SCHEDULER_FLAGS, listed
+from pycontain.runtime.plan.rights import CAPS, RLIMITS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""Who a process is, by name and number: capabilities, resource limits, signals, users and groups.
+"""What people write of a process, as numbers: users and groups, capabilities, resource limits, signals.
 
 Pure: texts and bytes go in, numbers come out. The image's passwd and group files are hostile; what a
 person wrote on a command line or in config.json is not, but a slip there must never end in uid 0.
@@ -7,6 +7,7 @@ person wrote on a command line or in config.json is not, but a slip there must n
 from __future__ import annotations
 
 from pycontain.runtime import errors
+from pycontain.runtime.plan.rights import CAPS, RLIM_INFINITY, RLIMITS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -27,91 +28,6 @@ if TYPE_CHECKING:
         soft: int
         hard: int
 
-
-# capabilities(7); the numbers are those of <linux/capability.h> and are ABI.
-CAPS: Final = {
-    "CAP_CHOWN": 0,
-    "CAP_DAC_OVERRIDE": 1,
-    "CAP_DAC_READ_SEARCH": 2,
-    "CAP_FOWNER": 3,
-    "CAP_FSETID": 4,
-    "CAP_KILL": 5,
-    "CAP_SETGID": 6,
-    "CAP_SETUID": 7,
-    "CAP_SETPCAP": 8,
-    "CAP_LINUX_IMMUTABLE": 9,
-    "CAP_NET_BIND_SERVICE": 10,
-    "CAP_NET_BROADCAST": 11,
-    "CAP_NET_ADMIN": 12,
-    "CAP_NET_RAW": 13,
-    "CAP_IPC_LOCK": 14,
-    "CAP_IPC_OWNER": 15,
-    "CAP_SYS_MODULE": 16,
-    "CAP_SYS_RAWIO": 17,
-    "CAP_SYS_CHROOT": 18,
-    "CAP_SYS_PTRACE": 19,
-    "CAP_SYS_PACCT": 20,
-    "CAP_SYS_ADMIN": 21,
-    "CAP_SYS_BOOT": 22,
-    "CAP_SYS_NICE": 23,
-    "CAP_SYS_RESOURCE": 24,
-    "CAP_SYS_TIME": 25,
-    "CAP_SYS_TTY_CONFIG": 26,
-    "CAP_MKNOD": 27,
-    "CAP_LEASE": 28,
-    "CAP_AUDIT_WRITE": 29,
-    "CAP_AUDIT_CONTROL": 30,
-    "CAP_SETFCAP": 31,
-    "CAP_MAC_OVERRIDE": 32,
-    "CAP_MAC_ADMIN": 33,
-    "CAP_SYSLOG": 34,
-    "CAP_WAKE_ALARM": 35,
-    "CAP_BLOCK_SUSPEND": 36,
-    "CAP_AUDIT_READ": 37,
-    "CAP_PERFMON": 38,
-    "CAP_BPF": 39,
-    "CAP_CHECKPOINT_RESTORE": 40,
-}
-ALL_CAPS: Final = (1 << len(CAPS)) - 1
-
-# What docker and podman's docker-compatible mode give a container that asks for nothing.
-DEFAULT_CAPS: Final = (
-    "CAP_CHOWN",
-    "CAP_DAC_OVERRIDE",
-    "CAP_FSETID",
-    "CAP_FOWNER",
-    "CAP_MKNOD",
-    "CAP_NET_RAW",
-    "CAP_SETGID",
-    "CAP_SETUID",
-    "CAP_SETFCAP",
-    "CAP_SETPCAP",
-    "CAP_NET_BIND_SERVICE",
-    "CAP_SYS_CHROOT",
-    "CAP_KILL",
-    "CAP_AUDIT_WRITE",
-)
-
-# getrlimit(2); x86 and arm use the numbers of <asm-generic/resource.h>.
-RLIMITS: Final = {
-    "RLIMIT_CPU": 0,
-    "RLIMIT_FSIZE": 1,
-    "RLIMIT_DATA": 2,
-    "RLIMIT_STACK": 3,
-    "RLIMIT_CORE": 4,
-    "RLIMIT_RSS": 5,
-    "RLIMIT_NPROC": 6,
-    "RLIMIT_NOFILE": 7,
-    "RLIMIT_MEMLOCK": 8,
-    "RLIMIT_AS": 9,
-    "RLIMIT_LOCKS": 10,
-    "RLIMIT_SIGPENDING": 11,
-    "RLIMIT_MSGQUEUE": 12,
-    "RLIMIT_NICE": 13,
-    "RLIMIT_RTPRIO": 14,
-    "RLIMIT_RTTIME": 15,
-}
-RLIM_INFINITY: Final = 0xFFFFFFFFFFFFFFFF
 
 # signal(7), the numbers of <asm-generic/signal.h>. The C library keeps 32 and 33 for itself, so that
 # what every program calls SIGRTMIN is 34.
@@ -158,28 +74,6 @@ SIGNALS: Final = {
 ID_MAX: Final = 0x7FFFFFFF
 FILE_MAX: Final = 1 << 20  # bytes of the image's passwd or group file that are read
 GROUPS_MAX: Final = 65536  # NGROUPS_MAX of setgroups(2)
-
-
-def caps_mask(names: list[str], path: str, grantable: int = ALL_CAPS, warnings: list[str] | None = None) -> int:
-    """The 64-bit mask of OCI capability names, such as ``["CAP_KILL"]`` at ``$.process.capabilities.bounding``.
-
-    ``grantable`` is the mask of those that can be had, the bounding set. The specification (config.md, Linux Process)
-    wants a warning and no failure for a name that cannot be mapped or granted; the texts are appended to
-    ``warnings``. SpecError: not a list of strings.
-    """
-    if not isinstance(names, list):
-        raise errors.SpecError(path, f"is {_kind(names)}, wanted an array of capability names")
-    mask = 0
-    for index, name in enumerate(names):
-        if not isinstance(name, str):
-            raise errors.SpecError(f"{path}[{index}]", f"is {_kind(name)}, wanted a capability name such as CAP_KILL")
-        number = CAPS.get(name)
-        if number is not None and grantable >> number & 1:
-            mask |= 1 << number
-        elif warnings is not None:
-            why = "is not a capability" if number is None else "is not in the bounding set here and cannot be granted"
-            warnings.append(f"{path}[{index}]: {name} {why}, ignored")
-    return mask
 
 
 def parse_cap(text: str) -> str:
@@ -364,16 +258,3 @@ def _limit(text: str, limit: str) -> int:
     if limit.isascii() and limit.isdigit() and len(limit) <= 20 and int(limit) <= RLIM_INFINITY:
         return int(limit)
     raise errors.PycontainError(f"ulimit {text!r} has {limit!r} where a number, -1 or unlimited is wanted")
-
-
-def _kind(value: object) -> str:
-    """What a JSON value is, in JSON's words."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return "a boolean"
-    if isinstance(value, (int, float)):
-        return "a number"
-    if isinstance(value, str):
-        return "a string"
-    return "an array" if isinstance(value, list) else "an object"

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from pycontain.runtime import errors
 from pycontain.runtime.plan import ops as _ops
-from pycontain.runtime.plan.identity import ALL_CAPS, RLIMITS, caps_mask
 from pycontain.runtime.plan.mounts import ATTR_RDONLY, MS_REC, PROPAGATION, CgroupView, device_ops, mount_ops
+from pycontain.runtime.plan.rights import ALL_CAPS, RLIMITS, caps_mask
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -17,8 +17,8 @@ from pycontain.runtime.jsontext import dump
 from pycontain.runtime.kernel.cgroup_v2 import CONTROLLERS, STATS, PlannedCgroup, counted
 from pycontain.runtime.kernel.host import Host
 from pycontain.runtime.light import contextmanager
-from pycontain.runtime.plan.identity import ALL_CAPS
 from pycontain.runtime.plan.plan import NAMESPACES, Plan, exec_plan, plan
+from pycontain.runtime.plan.rights import ALL_CAPS
 from pycontain.runtime.vm import disk, port, qemu, settings
 from pycontain.runtime.vm import template as template_
 from pycontain.runtime.vm.parts import Base, Parts, uid_of
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Any
 
+    from pycontain.runtime.dialogue import Process
     from pycontain.runtime.kernel.cgroup import Cgroup
-    from pycontain.runtime.namespaces import Process
     from pycontain.runtime.plan.ops import Op
     from pycontain.runtime.state import Container
     from pycontain.runtime.vm.qmp import Monitor

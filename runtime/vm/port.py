@@ -14,7 +14,7 @@ from fcntl import LOCK_EX, LOCK_NB, flock
 
 from pycontain.runtime import channel
 from pycontain.runtime.errors import Conflict, KernelError, Nonsense, PycontainError
-from pycontain.runtime.namespaces import failure
+from pycontain.runtime.failure import failure
 from pycontain.runtime.plan.ops import encode
 from pycontain.runtime.plan.plan import Plan
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import os
 
-from pycontain.runtime.plan.identity import CAPS
 from pycontain.runtime.plan.mounts import ATTR_RDONLY, MS_REC, PROPAGATION
 from pycontain.runtime.plan.ops import NO_FD
 from pycontain.runtime.plan.plan import NAMESPACES, Plan
+from pycontain.runtime.plan.rights import CAPS
 from pycontain.runtime.plan.seccomp import compile_filter
 
 TYPE_CHECKING = False

@@ -14,9 +14,9 @@ import pytest
 from pycontain.runtime import creation, spec
 from pycontain.runtime.errors import PycontainError
 from pycontain.runtime.example import EXAMPLE
-from pycontain.runtime.kernel.cgroup import Hierarchy
 from pycontain.runtime.kernel.cgroup_v1 import CgroupV1
 from pycontain.runtime.kernel.cgroup_v2 import CgroupV2
+from pycontain.runtime.kernel.hierarchies import Hierarchy
 from pycontain.runtime.kernel.host import Host
 from pycontain.runtime.plan.plan import exec_plan
 from tests.conformance.fields import FIELDS, PAGE, ROOT, Config, put, render

@@ -17,6 +17,7 @@ import pytest
 
 from pycontain.runtime.errors import Conflict, KernelError
 from pycontain.runtime.kernel import cgroup as kernel
+from pycontain.runtime.kernel import hierarchies as mounted
 from pycontain.runtime.kernel.cgroup import Cgroup
 from tests.integration.cgroup_tools import cat, child, end, joining, of_process, run, scratch, sleeper, until
 
@@ -41,7 +42,7 @@ class TestStructure:
         opened.create()
         assert opened.exists()
         assert all(os.path.isdir(directory) for directory in opened.directories)
-        assert len(opened.directories) == len(kernel.hierarchies())
+        assert len(opened.directories) == len(mounted.hierarchies())
         opened.remove()
         assert not any(os.path.exists(directory) for directory in opened.directories)
 
@@ -53,7 +54,7 @@ class TestStructure:
         process = sleeper(group)
         try:
             places = of_process(process.pid)
-            expected = {",".join(h.controllers) or (f"name={h.name}" if h.name else "") for h in kernel.hierarchies()}
+            expected = {",".join(h.controllers) or (f"name={h.name}" if h.name else "") for h in mounted.hierarchies()}
             assert {name for name, path in places.items() if path == group.path} == expected
             assert group.pids() == [process.pid]
         finally:
@@ -175,7 +176,7 @@ class TestStructure:
         end(process)
 
     def test_remove_names_the_processes_that_are_left(self, group: Cgroup, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(kernel, "_REMOVE_SECONDS", 0.1)
+        monkeypatch.setattr(mounted, "_REMOVE_SECONDS", 0.1)
         process = sleeper(group)
         try:
             with pytest.raises(KernelError) as caught:

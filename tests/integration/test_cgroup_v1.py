@@ -17,6 +17,8 @@ from pycontain.runtime.errors import KernelError, Unsupported
 from pycontain.runtime.kernel import cgroup as kernel
 from pycontain.runtime.kernel import cgroup_v1
 from pycontain.runtime.kernel.cgroup_v1 import CgroupV1
+from pycontain.runtime.kernel.files import write
+from pycontain.runtime.kernel.hierarchies import hierarchies
 from tests.integration.cgroup_tools import cat, child, end, run, scratch, sleeper
 from tests.runtime_tools import write_bundle
 
@@ -85,7 +87,7 @@ def test_a_new_cpuset_has_its_parents_cpus_and_memory(group: CgroupV1) -> None:
 
 def test_a_cpuset_below_an_empty_one_that_somebody_else_made() -> None:
     with scratch("a/b/c") as opened:
-        directory = opened.directories[[h.controllers for h in kernel.hierarchies()].index(("cpuset",))]
+        directory = opened.directories[[h.controllers for h in hierarchies()].index(("cpuset",))]
         os.makedirs(os.path.dirname(directory))
         assert cat(os.path.dirname(directory) + "/cpuset.cpus") == ""
         opened.create()
@@ -233,10 +235,10 @@ def test_the_structure_with_nothing_but_cgroup2_mounted() -> None:
 @pytest.mark.needs("hybrid", "unshare")
 def test_limits_with_nothing_but_a_bare_cgroup2_mounted_are_refused_by_name() -> None:
     code = (
-        "from pycontain.runtime.kernel import cgroup\n"
+        "from pycontain.runtime.kernel import cgroup, hierarchies\n"
         "from pycontain.runtime.errors import PycontainError\n"
         "group = cgroup.open_cgroup('pycontain-test-bare/x')\n"
-        "print(cgroup.detect(), group.path)\n"
+        "print(hierarchies.detect(), group.path)\n"
         "group.create()\n"
         "for resources in ({'memory': {'limit': 1 << 26}}, {'pids': {'limit': 3}}, {'cpu': {'quota': 5000}}):\n"
         "    try: group.apply(resources)\n"
@@ -362,7 +364,7 @@ def test_realtime_as_cat_reads_it() -> None:
     with scratch("rt") as inner:
         inner.create()
         outer = kernel.open_cgroup(os.path.dirname(inner.path))
-        file = f"{inner.directories[[h.controllers for h in kernel.hierarchies()].index(('cpu',))]}/cpu.rt_runtime_us"
+        file = f"{inner.directories[[h.controllers for h in hierarchies()].index(('cpu',))]}/cpu.rt_runtime_us"
         with pytest.raises((KernelError, Unsupported)) as caught:
             inner.apply(asked)
         if not os.path.exists(file):  # a kernel without CONFIG_RT_GROUP_SCHED
@@ -383,7 +385,7 @@ def test_init_makes_no_node_before_the_last_rule_is_written(
     written = []
 
     def slowly(path: str, text: str) -> None:
-        kernel.write(path, text)
+        write(path, text)
         written.append(text)
         if path.endswith("/devices.deny"):
             time.sleep(0.2)

@@ -21,7 +21,8 @@ mount -t cgroup -o hugetlb none hugetlb && mount -t cgroup -o rdma none rdma || 
 """
 CODE = """
 import mmap, os, subprocess
-from pycontain.runtime.kernel.cgroup import open_cgroup, detect
+from pycontain.runtime.kernel.cgroup import open_cgroup
+from pycontain.runtime.kernel.hierarchies import detect
 print(detect(), flush=True)
 group = open_cgroup("/box")
 group.create()

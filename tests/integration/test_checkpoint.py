@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from pycontain.runtime.kernel import cgroup as kernel
+from pycontain.runtime.kernel.hierarchies import hierarchies
 from tests.runtime_tools import COMMAND, Runtime, left, make_rootfs, write_bundle
 
 pytestmark = [pytest.mark.needs("root"), pytest.mark.timeout(200)]
@@ -104,7 +104,7 @@ def test_a_container_goes_on_where_it_was(runtime: Runtime, make: Make, tmp_path
     assert sorted(os.listdir(f"/proc/{pid}/ns")) == namespaces
     # In its cgroup, with its limits, and that is all it sees.
     assert Path(f"/proc/{pid}/cgroup").read_text() == "0::/pycontain/t-after\n"
-    assert (Path(kernel.hierarchies()[0].mount) / "pycontain/t-after/pids.max").read_text() == "30\n"
+    assert (Path(hierarchies()[0].mount) / "pycontain/t-after/pids.max").read_text() == "30\n"
     assert runtime("exec", "t-after", "cat", "/proc/self/cgroup", check=True).stdout == "0::/\n"
     # Its mounts are what they were: read-only where they were, the host's where they were, its own with what was in them.
     mounts = {line.split()[4]: line.split()[5] for line in Path(f"/proc/{pid}/mountinfo").read_text().splitlines()}

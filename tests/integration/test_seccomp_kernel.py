@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from pycontain.runtime.plan.identity import DEFAULT_CAPS
+from pycontain.runtime.plan.rights import DEFAULT_CAPS
 from pycontain.runtime.plan.seccomp import compile_filter, default_profile
 from pycontain.runtime.plan.syscall_tables import numbers
 

@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from pycontain.runtime import control, creation
+from pycontain.runtime import creation
+from pycontain.runtime.ending import delete
 from tests import machine_tools
 from tests.runtime_tools import Runtime, write_bundle
 from tests.vm import kernel
@@ -317,6 +318,6 @@ def test_only_who_owns_its_memory_gives_it_back(
     root = str(command.runtime.root)
     running = creation.create("t-balloon", str(bundle), root=root, rootfs={"kind": "image", "path": str(image)})
     line = qemu_of(running.pid)
-    control.delete("t-balloon", root=root, force=True)
+    delete("t-balloon", root=root, force=True)
     running.wait()
     assert ("-incoming" in line, "virtio-balloon" in line) == (templates, not templates)

@@ -13,7 +13,7 @@ from pycontain.isolation.levels import level
 from pycontain.isolation.model import Outcome, Sample
 from pycontain.isolation.world import World
 from pycontain.runtime.errors import PycontainError
-from pycontain.runtime.kernel.cgroup import hierarchies, mode_of
+from pycontain.runtime.kernel.hierarchies import hierarchies, mode_of
 
 pytestmark = pytest.mark.needs("root")
 # A container without a quota shares the disk; the hardened one writes to a tmpfs of its own.

@@ -18,7 +18,7 @@ from pycontain.isolation.model import Bind, Job
 from pycontain.isolation.sweeping import remove_cgroup
 from pycontain.isolation.world import World, make_cgroup
 from pycontain.runtime.errors import PycontainError
-from pycontain.runtime.kernel.cgroup import hierarchies, mode_of
+from pycontain.runtime.kernel.hierarchies import hierarchies, mode_of
 from tests import machine_tools
 
 pytestmark = pytest.mark.needs("root")

@@ -15,8 +15,8 @@ import pytest
 from pycontain.runtime import creation, jsontext, spec
 from pycontain.runtime.kernel.cgroup import open_cgroup
 from pycontain.runtime.kernel.host import probe
-from pycontain.runtime.plan.identity import CAPS
 from pycontain.runtime.plan.ops import encode
+from pycontain.runtime.plan.rights import CAPS
 from tests.runtime_tools import HIERARCHIES
 from tests.security.attacks import CGROUPS, SECRET, Arena, Patch, attack
 from tests.security.test_runtime_paths import bind

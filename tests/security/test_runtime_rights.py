@@ -348,7 +348,7 @@ def test_new_kernel_surface_under_the_default_profile(arena: Arena) -> str:
     """A key of root's user keyring, which all of root's containers share; the kernel's crypto; its rings."""
     probe = arena.rootfs / "probe"
     compile_static(PROBE, probe)
-    code = f"import sys, json; sys.path.insert(0, {str(arena.build.home)!r}); from pycontain.runtime.plan import seccomp, identity; print(json.dumps(seccomp.default_profile(identity.DEFAULT_CAPS)))"
+    code = f"import sys, json; sys.path.insert(0, {str(arena.build.home)!r}); from pycontain.runtime.plan import seccomp, rights; print(json.dumps(seccomp.default_profile(rights.DEFAULT_CAPS)))"
     profile = json.loads(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout)
     name = f"{arena.id}decoy"
     key = subprocess.run([probe, "add", name, SECRET], capture_output=True, text=True, check=True).stdout.strip()

@@ -9,9 +9,9 @@ import pytest
 
 from pycontain.runtime.errors import KernelError
 from pycontain.runtime.kernel import cgroup_v2_delegation as delegation
-from pycontain.runtime.kernel.cgroup import Hierarchy
 from pycontain.runtime.kernel.cgroup_v1 import CgroupV1
 from pycontain.runtime.kernel.cgroup_v2 import CgroupV2
+from pycontain.runtime.kernel.hierarchies import Hierarchy
 
 MOUNT = {"destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup", "options": ["rw", "nosuid"]}
 MAPS = [{"containerID": 0, "hostID": 100000, "size": 1000}, {"containerID": 1000, "hostID": 5, "size": 1}]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pycontain.runtime.errors import SpecError, Unsupported
-from pycontain.runtime.kernel import cgroup
+from pycontain.runtime.kernel import hierarchies
 
 V2 = "35 24 0:30 / /sys/fs/cgroup rw,nosuid shared:9 - cgroup2 cgroup2 rw,nsdelegate,memory_recursiveprot\n"
 HYBRID = """\
@@ -25,13 +25,13 @@ HYBRID = """\
 def rows(text: str) -> list[tuple[str, tuple[str, ...], str, bool]]:
     return [
         (item.mount, item.controllers, item.name, item.unified)
-        for item in cgroup.distinct(cgroup.parse_mountinfo(text))
+        for item in hierarchies.distinct(hierarchies.parse_mountinfo(text))
     ]
 
 
 def test_pure_v2() -> None:
     assert rows(V2) == [("/sys/fs/cgroup", (), "", True)]
-    assert cgroup.mode_of(cgroup.parse_mountinfo(V2)) == "v2"
+    assert hierarchies.mode_of(hierarchies.parse_mountinfo(V2)) == "v2"
 
 
 def test_hybrid_with_controllers_mounted_together() -> None:
@@ -42,17 +42,17 @@ def test_hybrid_with_controllers_mounted_together() -> None:
         ("/sys/fs/cgroup/net_cls,net_prio", ("net_cls", "net_prio"), "", False),
         ("/sys/fs/cgroup/memory", ("memory",), "", False),
     ]
-    assert cgroup.mode_of(cgroup.parse_mountinfo(HYBRID)) == "hybrid"
+    assert hierarchies.mode_of(hierarchies.parse_mountinfo(HYBRID)) == "hybrid"
 
 
 def test_v1_alone() -> None:
     text = "".join(line + "\n" for line in HYBRID.splitlines() if "cgroup2" not in line)
-    assert cgroup.mode_of(cgroup.parse_mountinfo(text)) == "v1"
+    assert hierarchies.mode_of(hierarchies.parse_mountinfo(text)) == "v1"
 
 
 def test_a_named_hierarchy_alone_beside_cgroup2_is_still_v2() -> None:
     text = V2 + "36 35 0:31 / /run/openrc/cgroup rw - cgroup openrc rw,name=openrc\n"
-    assert cgroup.mode_of(cgroup.parse_mountinfo(text)) == "v2"
+    assert hierarchies.mode_of(hierarchies.parse_mountinfo(text)) == "v2"
 
 
 def test_a_hierarchy_mounted_twice_counts_once_and_its_root_wins() -> None:
@@ -71,9 +71,9 @@ def test_of_two_parts_of_a_hierarchy_the_first_counts() -> None:
 
 def test_a_covered_mount_does_not_hide_a_visible_one_of_the_same_hierarchy(monkeypatch: pytest.MonkeyPatch) -> None:
     text = "41 32 0:38 / /sys/fs/cgroup/unified rw - cgroup2 c rw\n42 32 0:38 / /sys/fs/cgroup rw - cgroup2 c rw\n"
-    monkeypatch.setattr(cgroup, "read", lambda path: text)
-    monkeypatch.setattr(cgroup.Hierarchy, "visible", lambda self: self.mount == "/sys/fs/cgroup")
-    assert [item.mount for item in cgroup.hierarchies()] == ["/sys/fs/cgroup"]
+    monkeypatch.setattr(hierarchies, "read", lambda path: text)
+    monkeypatch.setattr(hierarchies.Hierarchy, "visible", lambda self: self.mount == "/sys/fs/cgroup")
+    assert [item.mount for item in hierarchies.hierarchies()] == ["/sys/fs/cgroup"]
 
 
 def test_blanks_in_a_mount_point_and_optional_fields() -> None:
@@ -87,7 +87,7 @@ def test_lines_that_only_look_like_cgroups_are_left_out() -> None:
 
 def test_no_hierarchy_at_all() -> None:
     with pytest.raises(Unsupported) as caught:
-        cgroup.mode_of([])
+        hierarchies.mode_of([])
     assert caught.value.message == "no cgroup hierarchy is mounted on this host"
     assert caught.value.hint == "mount -t cgroup2 cgroup2 /sys/fs/cgroup"
 
@@ -95,9 +95,9 @@ def test_no_hierarchy_at_all() -> None:
 def test_a_mount_that_something_else_covers_is_not_visible(tmp_path: Path) -> None:
     device = os.stat(tmp_path).st_dev
     own = f"{os.major(device)}:{os.minor(device)}"
-    assert cgroup.Hierarchy(str(tmp_path), (), "", True, own).visible()
-    assert not cgroup.Hierarchy(str(tmp_path), (), "", True, "0:99999").visible()
-    assert not cgroup.Hierarchy(str(tmp_path / "none"), (), "", True, own).visible()
+    assert hierarchies.Hierarchy(str(tmp_path), (), "", True, own).visible()
+    assert not hierarchies.Hierarchy(str(tmp_path), (), "", True, "0:99999").visible()
+    assert not hierarchies.Hierarchy(str(tmp_path / "none"), (), "", True, own).visible()
 
 
 @pytest.mark.parametrize(
@@ -111,7 +111,7 @@ def test_a_mount_that_something_else_covers_is_not_visible(tmp_path: Path) -> No
     ],
 )
 def test_names(path: str, name: str) -> None:
-    assert cgroup.absolute(path) == name
+    assert hierarchies.absolute(path) == name
 
 
 @pytest.mark.parametrize(
@@ -129,5 +129,5 @@ def test_names(path: str, name: str) -> None:
 )
 def test_names_that_are_refused(path: str, problem: str) -> None:
     with pytest.raises(SpecError) as caught:
-        cgroup.absolute(path)
+        hierarchies.absolute(path)
     assert caught.value.message == f"$.linux.cgroupsPath: {problem}"

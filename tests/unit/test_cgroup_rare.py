@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from pycontain.runtime.errors import PycontainError, SpecError, Unsupported
 from pycontain.runtime.kernel import cgroup
-from pycontain.runtime.kernel.cgroup import Hierarchy
 from pycontain.runtime.kernel.cgroup_v1 import CgroupV1
 from pycontain.runtime.kernel.cgroup_v2 import CgroupV2, PlannedCgroup
 from pycontain.runtime.kernel.cgroup_v2_rare import weight_of_blkio
+from pycontain.runtime.kernel.hierarchies import Hierarchy
 from pycontain.runtime.spec import SCHEMA, check_resources
 
 V1 = "blkio net_cls net_prio hugetlb rdma memory"

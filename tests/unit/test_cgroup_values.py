@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from pycontain.runtime.errors import KernelError, PycontainError, SpecError, Unsupported
 from pycontain.runtime.kernel import cgroup, cgroup_v1, cgroup_v2
-from pycontain.runtime.kernel.cgroup import Hierarchy
 from pycontain.runtime.kernel.cgroup_v1 import CgroupV1, device_writes
 from pycontain.runtime.kernel.cgroup_v2 import CgroupV2, swap_value, weight_of_shares
+from pycontain.runtime.kernel.hierarchies import Hierarchy
 
 V1_FILES = """
     memory/memory.limit_in_bytes memory/memory.memsw.limit_in_bytes memory/memory.soft_limit_in_bytes

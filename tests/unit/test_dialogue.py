@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from pycontain.runtime import channel
+from pycontain.runtime.dialogue import Process
 from pycontain.runtime.errors import ChannelClosed, KernelError
-from pycontain.runtime.namespaces import Process
 
 PID = 4711
 UNSHARED = channel.message(channel.UNSHARED, PID.to_bytes(4, "little"))

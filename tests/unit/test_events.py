@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from pycontain.runtime import events
 from pycontain.runtime.errors import PycontainError
 from pycontain.runtime.kernel import cgroup_v1_events, cgroup_v2_events
-from pycontain.runtime.kernel.cgroup import Hierarchy
 from pycontain.runtime.kernel.cgroup_rare import numbers
 from pycontain.runtime.kernel.cgroup_v1 import CgroupV1
 from pycontain.runtime.kernel.cgroup_v2 import CgroupV2
+from pycontain.runtime.kernel.hierarchies import Hierarchy
 
 V2 = {
     "cpu.stat": "usage_usec 5000\nuser_usec 3000\nsystem_usec 2000\nnr_periods 7\nnr_throttled 2\nthrottled_usec 9\n",

@@ -21,10 +21,10 @@ RUNTIME = (
     {"kernel", "spec", "state"},
     {"plan"},
     {"channel", "executor", "terminal", "idmaps", "rootless", "seccomp_agent", "handover", "shared_mounts"},
-    {"namespaces", "vm"},
-    {"control", "creation", "example", "features", "hooks", "netdevices"},
+    {"dialogue", "failure", "namespaces", "vm"},
+    {"control", "creation", "ending", "example", "features", "hooks", "netdevices", "starting"},
     {"lifecycle", "checkpoint", "update", "events"},
-    {"main", "verbs"},
+    {"main", "making", "verbs"},
     {"start", "start_cache"},
 )
 GROUND = tuple(f"pycontain.runtime.{room}" for room in ("errors", "kernel", "spec", "jsontext", "light", "paths"))
@@ -38,7 +38,7 @@ LIGHT = {
     "sys", "termios", "time",
 }  # fmt: skip
 OFF_START_PATH = {
-    f"pycontain.runtime.{name}" for name in ("kernel.syscalls", "kernel.systemd", "plan.describe", "terminal", "seccomp_agent", "shared_mounts", "netdevices", "start_cache")
+    f"pycontain.runtime.{name}" for name in ("kernel.syscalls", "kernel.systemd", "plan.describe", "failure", "terminal", "seccomp_agent", "shared_mounts", "netdevices", "start_cache")
 }
 
 # Names of control files that only one version of cgroups has. Each side keeps to its own.

@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from pycontain.runtime.errors import KernelError
-from pycontain.runtime.kernel import cgroup, host
+from pycontain.runtime.kernel import files, hierarchies, host
 from pycontain.runtime.kernel.host import Host
 
 
@@ -60,13 +60,14 @@ def test_own_cgroup_is_what_proc_says() -> None:
 
 def test_nothing_is_read_before_it_is_asked_for_and_then_once(monkeypatch: pytest.MonkeyPatch) -> None:
     reads: list[str] = []
-    real = cgroup.read
+    real = files.read
 
     def counting(path: str) -> str:
         reads.append(path)
         return real(path)
 
-    monkeypatch.setattr(cgroup, "read", counting)
+    monkeypatch.setattr(host, "read", counting)
+    monkeypatch.setattr(hierarchies, "read", counting)
     here = host.probe()
     assert reads == []
     assert here.last_cap == here.last_cap
@@ -99,7 +100,7 @@ def test_a_fact_that_cannot_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
     def gone(path: str) -> str:
         raise FileNotFoundError(2, os.strerror(2), path)
 
-    monkeypatch.setattr(cgroup, "read", gone)
+    monkeypatch.setattr(host, "read", gone)
     with pytest.raises(KernelError) as caught:
         _ = host.probe().last_cap
     assert caught.value.message == (

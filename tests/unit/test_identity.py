@@ -13,18 +13,8 @@ from hypothesis import strategies as st
 
 from pycontain.runtime.errors import NotFound, PycontainError, SpecError
 from pycontain.runtime.plan import identity
-from pycontain.runtime.plan.identity import (
-    CAPS,
-    DEFAULT_CAPS,
-    RLIM_INFINITY,
-    RLIMITS,
-    caps_mask,
-    parse_cap,
-    parse_group,
-    parse_signal,
-    parse_ulimit,
-    parse_user,
-)
+from pycontain.runtime.plan.identity import parse_cap, parse_group, parse_signal, parse_ulimit, parse_user
+from pycontain.runtime.plan.rights import CAPS, DEFAULT_CAPS, RLIM_INFINITY, RLIMITS, caps_mask
 
 PASSWD = b"""root:x:0:0:root:/root:/bin/sh
 bin:x:1:1:bin:/bin:/sbin/nologin

@@ -20,7 +20,7 @@ from pycontain.images.config import (
 )
 from pycontain.images.manifest import ImageConfig
 from pycontain.runtime.errors import PycontainError
-from pycontain.runtime.plan import identity
+from pycontain.runtime.plan import rights
 
 IMAGE = ImageConfig("linux", "amd64", None, (), cmd=("/bin/sh",), env=("PATH=/bin", "A=1"))
 EVERYTHING = RunOptions(
@@ -217,5 +217,5 @@ def test_capabilities(add: list[str], drop: list[str], wanted: list[str]) -> Non
 
 
 def test_the_capabilities_are_those_that_the_runtime_knows() -> None:
-    assert list(CAPABILITIES) == sorted(identity.CAPS, key=lambda name: identity.CAPS[name])
-    assert set(DEFAULT_CAPABILITIES) == set(identity.DEFAULT_CAPS)
+    assert list(CAPABILITIES) == sorted(rights.CAPS, key=lambda name: rights.CAPS[name])
+    assert set(DEFAULT_CAPABILITIES) == set(rights.DEFAULT_CAPS)

@@ -14,10 +14,10 @@ from pycontain.runtime.errors import PycontainError, SpecError, Unsupported
 from pycontain.runtime.example import EXAMPLE
 from pycontain.runtime.kernel.host import Host
 from pycontain.runtime.plan.describe import describe
-from pycontain.runtime.plan.identity import ALL_CAPS
 from pycontain.runtime.plan.mounts import CLEARS, FLAGS, PROPAGATION, SPECIAL, Options
 from pycontain.runtime.plan.ops import NO_FD, REAP, encode
 from pycontain.runtime.plan.plan import Plan, exec_plan, plan, read_plan
+from pycontain.runtime.plan.rights import ALL_CAPS
 
 
 def hierarchy(mount: str, *controllers: str, name: str = "", unified: bool = False) -> dict[str, Any]:

@@ -18,9 +18,9 @@ from pycontain.runtime.example import EXAMPLE
 from pycontain.runtime.kernel.host import Host
 from pycontain.runtime.plan import process as rare
 from pycontain.runtime.plan.describe import describe
-from pycontain.runtime.plan.identity import ALL_CAPS
 from pycontain.runtime.plan.ops import encode
 from pycontain.runtime.plan.plan import exec_plan, plan
+from pycontain.runtime.plan.rights import ALL_CAPS
 
 UNIFIED = {"mount": "/sys/fs/cgroup", "controllers": [], "name": "", "unified": True}
 FACTS = {"cgroup": "v2", "cgroups": [UNIFIED], "bounding": ALL_CAPS, "apparmor": False, "selinux": False}

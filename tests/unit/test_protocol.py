@@ -8,6 +8,7 @@ import pytest
 
 from pycontain.runtime import channel
 from pycontain.runtime.errors import PycontainError
+from pycontain.runtime.failure import parse
 from pycontain.runtime.plan import ops
 from pycontain.runtime.plan.describe import WORDS, describe
 from tests.runtime_tools import REPOSITORY
@@ -69,4 +70,4 @@ def test_nonsense_from_init_is_refused() -> None:
     assert channel.receive(reader) is None
     os.close(reader)
     with pytest.raises(PycontainError, match="less than 8 bytes"):
-        channel.failure(b"1234567")
+        parse(b"1234567")

@@ -30,6 +30,7 @@ from hypothesis import strategies as st
 
 from pycontain.runtime import channel, namespaces
 from pycontain.runtime.errors import KernelError, PycontainError
+from pycontain.runtime.failure import failure
 from pycontain.runtime.plan.ops import NO_FD
 from pycontain.runtime.vm import port, qemu
 from tests.fuzz import seeds
@@ -519,7 +520,7 @@ def test_nonsense_ends_it_and_python_hears_why(stand_in: StandIn, what: str) -> 
     while (found := channel.receive(stand_in.process.channel)) and found[0] == channel.READY:
         pass
     if found is not None:
-        heard = namespaces.failure(stand_in.process.plan, found[1]).message
+        heard = failure(stand_in.process.plan, found[1]).message
     # Where its socket is full there is no room for the reason either.
     wanted = f"cannot understand the guest, which sent {why}: EPROTO"
     assert what == "much" if heard is None else heard.startswith(wanted)

@@ -21,9 +21,10 @@ from pycontain.runtime import spec as spec_module
 from pycontain.runtime.errors import SpecError, Unsupported
 from pycontain.runtime.example import EXAMPLE, rootless
 from pycontain.runtime.jsontext import dump, parse
-from pycontain.runtime.kernel.cgroup import Cgroup, Hierarchy
+from pycontain.runtime.kernel.cgroup import Cgroup
 from pycontain.runtime.kernel.cgroup_v1 import CgroupV1, device_writes
 from pycontain.runtime.kernel.cgroup_v2 import CgroupV2
+from pycontain.runtime.kernel.hierarchies import Hierarchy
 from pycontain.runtime.kernel.host import probe
 from pycontain.runtime.plan.describe import describe
 from pycontain.runtime.plan.ops import TABLE, encode

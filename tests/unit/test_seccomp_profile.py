@@ -8,7 +8,7 @@ import json
 import pytest
 
 from pycontain.runtime.errors import Unsupported
-from pycontain.runtime.plan.identity import CAPS, DEFAULT_CAPS
+from pycontain.runtime.plan.rights import CAPS, DEFAULT_CAPS
 from pycontain.runtime.plan.seccomp import ALLOW, ERRNO, compile_filter, default_profile
 from pycontain.runtime.plan.seccomp_profile import ALLOWED, BY_CAPABILITY
 from tests.unit.test_seccomp import numbers, run, well_formed

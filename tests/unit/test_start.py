@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import pytest
@@ -103,6 +104,13 @@ def test_the_users_command_has_a_cache_of_its_own(copy: Path) -> None:
     assert set(loaders(copy, "--version", which="ENGINE").values()) == {"start"}
 
 
+def ended(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
+    except OSError:
+        return True
+
+
 @pytest.mark.needs("root")
 def test_the_lists_are_what_the_verbs_load(copy: Path, tmp_path: Path) -> None:
     from tests.runtime_tools import make_rootfs, write_bundle
@@ -112,7 +120,7 @@ def test_the_lists_are_what_the_verbs_load(copy: Path, tmp_path: Path) -> None:
     backend = {f"pycontain.runtime.kernel.{name}" for name in ("cgroup_v1", "cgroup_v2", "device_filter")}
     state, id = str(tmp_path / "state"), "t-start"
     verbs = {
-        "create": ("-b", str(bundle), id), "start": (id,), "exec": (id, "true"), "delete": ("--force", id),
+        "create": ("-b", str(bundle), id), "start": (id,), "exec": (id, "true"), "delete": (id,),
         "run": ("-b", str(write_bundle(tmp_path / "short", tmp_path / "rootfs", "true")), id),
     }  # fmt: skip
     loaders(copy, "--version")
@@ -121,6 +129,10 @@ def test_the_lists_are_what_the_verbs_load(copy: Path, tmp_path: Path) -> None:
             found = loaders(copy, "--root", state, verb, *arguments)
             assert set(found) - backend == set(start.VERBS[verb]), verb
             assert {loader for name, loader in found.items() if name not in backend} == {"start"}
+            if verb == "exec":  # what is deleted has most often ended
+                loaders(copy, "--root", state, "kill", id, "KILL")
+                while not ended(json.loads((tmp_path / f"state/{id}/state.json").read_text())["pid"]):
+                    time.sleep(0.01)
     finally:
         loaders(copy, "--root", state, "delete", "--force", id)
     assert os.listdir(tmp_path / "state") == []

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from pycontain.runtime import update
 from pycontain.runtime.errors import KernelError, PycontainError, SpecError, Unsupported
 from pycontain.runtime.kernel import cgroup
-from pycontain.runtime.kernel.cgroup import Hierarchy
 from pycontain.runtime.kernel.cgroup_v1 import CgroupV1
 from pycontain.runtime.kernel.cgroup_v2 import CgroupV2
+from pycontain.runtime.kernel.hierarchies import Hierarchy
 from pycontain.runtime.update import merge, resources_of, size
 from pycontain.runtime.verbs import COMMANDS
 

@@ -9,11 +9,10 @@ from __future__ import annotations
 import sys
 
 if "_launcher" in sys.builtin_module_names:
-    from _launcher import connect as connect
-    from _launcher import listen as listen
-    from _launcher import pair as pair
-    from _launcher import send_fds as send_fds
-    from _launcher import timeout as timeout
+    import _launcher
+
+    connect, listen, pair = _launcher.connect, _launcher.listen, _launcher.pair
+    send_fds, timeout = _launcher.send_fds, _launcher.timeout
 else:
     import _socket
 

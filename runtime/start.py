@@ -8,14 +8,13 @@ lost but the time. The launcher reads it, and runs this module's code out of it 
 own, of which it takes what is imported, when it is imported.
 
 The file, as runtime/start_cache.py writes it: 8 bytes that no other such file begins with; each module's code by
-itself, as ``marshal`` has it; all the modules of a verb, and their codes, in one piece, for those in VERBS; where the
-codes by themselves are; then (this module's code, Table), and the size of that in 8 bytes. Every start reads this last
-part, so it is short.
+itself, as ``marshal`` has it; all the modules of a verb, and their codes, in one piece, for those in its VERBS; where
+the codes by themselves are; then (this module's code, Table), and the size of that in 8 bytes. Every start reads this
+last part, so it is short.
 """
 
 from __future__ import annotations
 
-import marshal
 import posix
 import sys
 from _frozen_importlib import ModuleSpec
@@ -32,33 +31,6 @@ if TYPE_CHECKING:
     # says where the codes by themselves are: {name: (Module, Place)}
     Table = tuple[bytes, str, Module, dict[str, Place], Place]
 
-_ALL = ("pycontain", "pycontain.runtime", "pycontain.runtime.errors", "pycontain.runtime.main")
-_STATE = (*_ALL, "pycontain.runtime.paths", "pycontain.runtime.jsontext", "pycontain.runtime.state")
-_HIERARCHIES = (
-    "pycontain.runtime.kernel", "pycontain.runtime.kernel.files", "pycontain.runtime.kernel.hierarchies",
-)  # fmt: skip
-_DIALOGUE = ("pycontain.runtime.channel", "pycontain.runtime.sockets", "pycontain.runtime.dialogue")
-# What ``pycontain-runtime create`` imports, each after what it needs.
-MODULES = (
-    *_STATE, *_HIERARCHIES, "pycontain.runtime.kernel.cgroup", *_DIALOGUE, "pycontain.runtime.namespaces",
-    "pycontain.runtime.spec", "pycontain.runtime.plan",
-    "pycontain.runtime.plan.ops", "pycontain.runtime.kernel.host", "pycontain.runtime.plan.mounts",
-    "pycontain.runtime.plan.rights", "pycontain.runtime.plan.plan", "pycontain.runtime.creation",
-    "pycontain.runtime.making",
-)  # fmt: skip
-# The modules of the verbs that an engine calls for every container, but for those that not every host or container
-# wants; a test holds these lists against what is really imported. A word that only looks like a verb costs 1 ms.
-VERBS = {
-    "run": (*MODULES, "pycontain.runtime.starting", "pycontain.runtime.ending"),
-    "create": MODULES,
-    "start": (*_STATE, *_DIALOGUE, "pycontain.runtime.starting"),
-    "delete": (*_STATE, *_HIERARCHIES, "pycontain.runtime.ending"),
-    "exec": (
-        *MODULES, "pycontain.runtime.control", "pycontain.runtime.starting", "pycontain.runtime.ending",
-        "pycontain.runtime.lifecycle", "pycontain.runtime.verbs",
-    ),
-}
-
 # Run when they are first asked for something: what is for failures, and what plans, beside which init starts.
 LATE_MODULES = (
     "pycontain.runtime.errors",
@@ -69,7 +41,6 @@ LATE_MODULES = (
 )
 
 _cache = ""
-_mapped: memoryview | None = None
 _table: Any = None
 _launcher: Any = None  # the module, in the interpreter that has it
 _places: dict[str, tuple[Module, Place]] = {}
@@ -101,8 +72,10 @@ def _is_fresh(module: Module) -> bool:
 
 def _read(place: Place) -> Any:
     """None where the file is another one by now."""
-    if _mapped is not None:
-        return marshal.loads(_mapped[place[0] : sum(place)])  # noqa: S302
+    if _launcher:
+        return _launcher.piece(*place)
+    import marshal
+
     try:
         fd = posix.open(_cache, posix.O_RDONLY | posix.O_CLOEXEC)
     except OSError:
@@ -280,15 +253,12 @@ def _complete() -> None:
         _launcher.complete()
 
 
-def embedded(cache: str, table: Table, mapped: memoryview, extensions: str, suffix: str) -> NoReturn:
-    """``main`` where the launcher has the interpreter in it; its extension modules are ``extensions/NAMEsuffix``.
-
-    ``mapped``: all of ``cache``, as it is and stays whatever takes its place. 60 page faults fewer than reading it.
-    """
-    global _cache, _extensions, _launcher, _mapped
+def embedded(cache: str, table: Table, extensions: str, suffix: str) -> NoReturn:
+    """``main`` where the launcher has the interpreter in it; its extension modules are ``extensions/NAMEsuffix``."""
+    global _cache, _extensions, _launcher
     import _launcher
 
-    _cache, _mapped = cache, mapped
+    _cache = cache
     _extensions = (f"{extensions}/", suffix)
     if "stat" not in posix.__dict__:
         posix.__getattr__ = _whole  # type: ignore[method-assign]

@@ -192,7 +192,6 @@ def _exec(root: str, options: dict[str, Any], words: list[str]) -> int:
 def _exec_process(root: str, options: dict[str, Any], words: list[str]) -> dict[str, Any]:
     from pycontain.runtime.jsontext import parse as parse_json
     from pycontain.runtime.paths import read_bounded
-    from pycontain.runtime.plan.identity import parse_cap, parse_user
     from pycontain.runtime.state import Container
 
     if "process" in options:
@@ -214,14 +213,20 @@ def _exec_process(root: str, options: dict[str, Any], words: list[str]) -> dict[
     if options.get("tty"):
         process["terminal"] = True
     if "user" in options:
+        from pycontain.runtime.plan.identity import parse_user
+
         if not options["user"]:
             raise PycontainError("--user: found an empty string, wanted uid[:gid]")
         user = parse_user(options["user"], None, None)
         process["user"] = {**(process.get("user") or {}), "uid": user["uid"], "gid": user["gid"]}
     for text in options.get("gids", ()):
+        from pycontain.runtime.plan.identity import parse_user
+
         gid = parse_user(text, None, None)["uid"]
         process.setdefault("user", {}).setdefault("additionalGids", []).append(gid)
     if "cap" in options:
+        from pycontain.runtime.plan.identity import parse_cap
+
         caps = process.setdefault("capabilities", {})
         names = [parse_cap(text) for text in options["cap"]]
         for kind in ("bounding", "effective", "permitted"):

@@ -61,6 +61,22 @@ int __wrap__Py_Deepfreeze_Init(void)
 
 static void (*become_ordinary)(void);
 
+/* All of runtime/start.py's cache, as it is and stays whatever takes its place: 60 page faults fewer than reading it. */
+static const char *cache;
+static uint64_t cache_size;
+
+static PyObject *piece(PyObject *self, PyObject *args)
+{
+	unsigned long long at, size;
+
+	(void)self;
+	if (!PyArg_ParseTuple(args, "KK", &at, &size))
+		return NULL;
+	if (at > cache_size || size > cache_size - at)
+		return PyErr_Format(PyExc_EOFError, "found %llu bytes, wanted %llu at %llu", (unsigned long long)cache_size, size, at);
+	return PyMarshal_ReadObjectFromString(cache + at, size);
+}
+
 static PyObject *ordinary(PyObject *self, PyObject *none)
 {
 	(void)self, (void)none;
@@ -126,41 +142,41 @@ static PyMethodDef functions[] = {
 	{ "connect", socket_connect, METH_O, "A socket that is connected to who listens at the path." },
 	{ "send_fds", socket_send_fds, METH_VARARGS, "Write bytes, and hand descriptors over with them." },
 	{ "lock", lock, METH_VARARGS, "flock(2)." },
+	{ "piece", piece, METH_VARARGS, "What the cache holds at an offset." },
 	{ "status", status, METH_O, "Mode, device and time of a file." },
 	{ "timeout", socket_timeout, METH_VARARGS, "How many seconds one read or write may take." },
 	{ NULL, NULL, 0, NULL },
 };
 static struct PyModuleDef module = { PyModuleDef_HEAD_INIT, .m_name = "_launcher", .m_size = -1, .m_methods = functions };
 
+/* Its name is that of a module that is built in, but it is there without an import, which takes 200,000 instructions. */
 static PyObject *launcher(void)
 {
-	return PyModule_Create(&module);
+	PyObject *made = PyModule_Create(&module);
+
+	if (made && PyDict_SetItemString(PyImport_GetModuleDict(), module.m_name, made) < 0)
+		Py_CLEAR(made);
+	return made;
 }
 
-/* The whole of the cache; NULL where there is none. */
-static PyObject *map_cache(const char *file)
+/* The head of the cache, which is its end (runtime/start.py): (code, table); NULL where it is none. */
+static PyObject *read_head(const char *file)
 {
-	void *at = MAP_FAILED;
 	struct stat st;
+	uint64_t n;
 	int fd = open(file, O_RDONLY | O_CLOEXEC);
 
 	if (fd < 0)
 		return NULL;
-	if (fstat(fd, &st) == 0 && st.st_size > 8)
-		at = mmap(NULL, st.st_size, PROT_READ, MAP_PRIVATE, fd, 0);
+	if (fstat(fd, &st) == 0 && st.st_size > 8) {
+		cache = mmap(NULL, st.st_size, PROT_READ, MAP_PRIVATE, fd, 0);
+		cache_size = cache == MAP_FAILED ? 0 : (uint64_t)st.st_size;
+	}
 	close(fd);
-	return at == MAP_FAILED ? NULL : PyMemoryView_FromMemory(at, st.st_size, PyBUF_READ);
-}
-
-/* The head of the cache, which is its end (runtime/start.py): (code, table); NULL where it is none. */
-static PyObject *read_head(PyObject *cache)
-{
-	Py_buffer *bytes = PyMemoryView_GET_BUFFER(cache);
-	const char *end = (const char *)bytes->buf + bytes->len - 8;
-	uint64_t n;
-
-	memcpy(&n, end, 8);
-	return n <= (uint64_t)bytes->len - 8 ? PyMarshal_ReadObjectFromString(end - n, n) : NULL;
+	if (!cache_size)
+		return NULL;
+	memcpy(&n, cache + cache_size - 8, 8);
+	return n <= cache_size - 8 ? PyMarshal_ReadObjectFromString(cache + cache_size - 8 - n, n) : NULL;
 }
 
 static void add_path(PyConfig *config, const char *directory)
@@ -215,7 +231,7 @@ static int start(int argc, char **argv, const char *home, const char *packages, 
 	 */
 	signal(SIGPIPE, SIG_IGN);
 	signal(SIGXFSZ, SIG_IGN);
-	if (PyStatus_Exception(status) || _PySignal_Init(0) < 0)
+	if (PyStatus_Exception(status) || _PySignal_Init(0) < 0 || !launcher())
 		return -1;
 #ifdef LAZY_FROZEN
 	return make_posix();
@@ -236,7 +252,7 @@ static PyObject *arguments(int argc, char **argv)
 /* Returns where it cannot do what it is for, before anything was done. */
 void embedded(int argc, char **argv, const char *home, const char *packages, const char *python, void (*otherwise)(void))
 {
-	PyObject *cache, *head, *names, *main;
+	PyObject *head, *names, *main;
 	char file[PATH_MAX];
 	int interrupted;
 
@@ -244,8 +260,7 @@ void embedded(int argc, char **argv, const char *home, const char *packages, con
 	if (snprintf(file, sizeof file, "%s/pycontain/runtime/__pycache__/start.4.cpython-3%d", home, PY_MINOR_VERSION) >=
 	    (int)sizeof file || access(file, R_OK) < 0 || start(argc, argv, home, packages, python) < 0)
 		return;
-	cache = map_cache(file);
-	head = cache ? read_head(cache) : NULL;
+	head = read_head(file);
 	names = Py_BuildValue("{sssO}", "__name__", "pycontain.runtime.start", "__builtins__", PyEval_GetBuiltins());
 	if (!head || !names || !PyTuple_Check(head) || PyTuple_GET_SIZE(head) != 2 ||
 	    !PyCode_Check(PyTuple_GET_ITEM(head, 0)) || PySys_SetObject("argv", arguments(argc, argv)) < 0 ||
@@ -254,7 +269,7 @@ void embedded(int argc, char **argv, const char *home, const char *packages, con
 		return;
 	PyGC_Disable(); /* as in launcher.c */
 	/* Does not return but by an exception. */
-	PyObject_CallFunction(main, "sOOss", file, PyTuple_GET_ITEM(head, 1), cache, EXTENSIONS, SUFFIX);
+	PyObject_CallFunction(main, "sOss", file, PyTuple_GET_ITEM(head, 1), EXTENSIONS, SUFFIX);
 	interrupted = PyErr_ExceptionMatches(PyExc_KeyboardInterrupt);
 	PyErr_Print();
 	if (interrupted) {

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from pycontain.runtime import start
+from pycontain.runtime import start, start_cache
 from tests.runtime_tools import REPOSITORY
 from tests.unit.test_import_budget import code
 
@@ -127,7 +127,7 @@ def test_the_lists_are_what_the_verbs_load(copy: Path, tmp_path: Path) -> None:
     try:
         for verb, arguments in verbs.items():
             found = loaders(copy, "--root", state, verb, *arguments)
-            assert set(found) - backend == set(start.VERBS[verb]), verb
+            assert set(found) - backend == set(start_cache.VERBS[verb]), verb
             assert {loader for name, loader in found.items() if name not in backend} == {"start"}
             if verb == "exec":  # what is deleted has most often ended
                 loaders(copy, "--root", state, "kill", id, "KILL")

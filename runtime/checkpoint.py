@@ -114,7 +114,7 @@ def restore(
     check_id(id)
     bundle, images = real(bundle), real(images)
     raw = read_config(bundle)
-    config = spec.check(parse(raw, f"{bundle}/config.json"))
+    config = spec.read(raw, f"{bundle}/config.json")
     _check(config)
     try:
         record = parse(read_bounded(f"{images}/{RECORD}"), f"{images}/{RECORD}")

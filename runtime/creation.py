@@ -136,7 +136,7 @@ def create(
     check_id(id)
     bundle = real(bundle)
     raw = read_config(bundle, config_file)
-    config = spec.check(parse(raw, config_file or f"{bundle}/config.json"))
+    config = spec.read(raw, config_file or f"{bundle}/config.json")
     if environment and "process" in config:
         config["process"]["env"] = [*(config["process"].get("env") or ()), *environment]
     if notify and "process" in config:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pycontain.runtime import errors
 from pycontain.runtime.kernel.hierarchies import absolute, hierarchies, remove_directories
-from pycontain.runtime.state import Container
+from pycontain.runtime.state import TRANSITIONS, Container
 
 
 def delete(id: str, *, root: str, force: bool = False) -> None:
@@ -17,7 +17,7 @@ def delete(id: str, *, root: str, force: bool = False) -> None:
         raise
     with container:
         status = container.status
-        if not force and status != "creating":
+        if not force and status not in ("creating", *TRANSITIONS["delete"][0]):
             container.require("delete")
         destroy(container, status)
 
@@ -38,7 +38,8 @@ def destroy(container: Container, status: str = "running") -> None:
             if not ended:
                 cgroup.kill_all()
             cgroup.remove()
-    wait_gone(container)
+    if status != "stopped":
+        wait_gone(container)
     if "mounts_before" in container.fields:
         from pycontain.runtime.shared_mounts import undo
 

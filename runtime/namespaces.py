@@ -161,14 +161,19 @@ def begin(
             os.close(theirs)
 
 
+_online = 0
+
+
 def _put_apart(pid: int) -> None:
     """Let a process that has something to do beside us do it on another processor.
 
     A scheduler that saves processors (of a virtual machine, after a rest) queues it behind us. To take our processor
     from its mask moves it at once; the mask is whole again before it has a plan, and thus a child.
     """
+    global _online
     processors = os.sched_getaffinity(0)
-    if len(processors) < 2 or len(processors) != os.cpu_count():
+    _online = _online or os.cpu_count() or 1
+    if not 2 <= len(processors) == _online:
         return  # a mask that was set is to be inherited as it is
     fd = os.open("/proc/thread-self/stat", os.O_RDONLY | os.O_CLOEXEC)
     try:

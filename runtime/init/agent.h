@@ -19,6 +19,7 @@
 #define CONNECT_MS 1000
 #define DRAIN_BYTES (1u << 20) /* and how much of it may come after that: more than a pipe holds */
 
+static void forget_starter(void);
 static int obey(unsigned base, unsigned count);
 
 static struct {
@@ -67,6 +68,7 @@ static _Noreturn void session_child(int *fds, unsigned count, int in, int out, i
 		dup2(fds[i], 3 + i);
 	for (int i = 0; i < 3; i++)
 		dup2(stdio[i], i);
+	forget_starter();
 	_exit(obey(3, count));
 }
 

@@ -479,25 +479,31 @@ static void carry_out(uint32_t code, struct cursor *a)
 	}
 }
 
-/* The channel in descriptor "base", the plan in the next, and what it names by number behind it. */
-static int obey(unsigned base, unsigned count)
+/* What a process that is to be a container's must not have of whoever started it; before there is a plan, which is awaited. */
+static void forget_starter(void)
 {
-	struct cursor ops = { 0 }, args;
-	struct stat st;
-	uint32_t total = 0, code;
 	sigset_t none;
 
-	/* Nobody in the container may ptrace us or read our descriptors (CVE-2016-9962); none but ours survive. */
+	/* Nobody in the container may ptrace us or read our descriptors (CVE-2016-9962). */
 	prctl(PR_SET_DUMPABLE, 0, 0, 0, 0);
-	channel = base;
-	TRY(syscall(SYS_close_range, base + count, ~0u, 0));
-	TRY(syscall(SYS_close_range, base, ~0u, CLOSE_RANGE_CLOEXEC));
 	/* Python ignores SIGPIPE and SIGXFSZ, posix_spawn(3) of glibc its own two (32, 33), and exec keeps that. Without the
 	 * C library, which would not touch those. */
 	for (int sig = 1; sig <= 64; sig++)
 		syscall(SYS_rt_sigaction, sig, (const uint64_t[4]){ 0 }, NULL, 8);
 	sigemptyset(&none);
 	sigprocmask(SIG_SETMASK, &none, NULL);
+}
+
+/* The channel in descriptor "base", the plan in the next, and what it names by number behind it; no other survives. */
+static int obey(unsigned base, unsigned count)
+{
+	struct cursor ops = { 0 }, args;
+	struct stat st;
+	uint32_t total = 0, code;
+
+	channel = base;
+	TRY(syscall(SYS_close_range, base + count, ~0u, 0));
+	TRY(syscall(SYS_close_range, base, ~0u, CLOSE_RANGE_CLOEXEC));
 	TRY(fstat(base + 1, &st));
 	if ((uint64_t)st.st_size > PLAN_MAX_BYTES)
 		fail(E2BIG, "plan");
@@ -567,5 +573,6 @@ int main(int argc, char **argv)
 	ahead = strtoull(argv[2], NULL, 10);
 	if (ahead && unshare(ahead) < 0)
 		ahead = 0; /* the clone will say why */
+	forget_starter();
 	return obey(base, receive_plan(base));
 }

@@ -153,9 +153,9 @@ class CgroupV2(Cgroup):
     def device_program(self, resources: dict[str, Any]) -> bytes | None:
         if "devices" not in resources:
             return None
-        from pycontain.runtime.kernel.device_filter import compile_devices
+        from pycontain.runtime.kernel.device_filter import compiled
 
-        return compile_devices(resources["devices"] or [])
+        return compiled(resources["devices"] or [])
 
     def _process_directory(self) -> str:
         return self.at

@@ -22,6 +22,19 @@ _JUMP_IF_EQUAL, _JUMP_UNLESS_EQUAL, _EXIT = 0x15, 0x55, 0x95
 _RESULT, _CONTEXT, _KIND, _WANTED, _MAJOR, _MINOR = range(6)  # registers
 
 
+_last: tuple[list[dict[str, Any]], bytes] = ([], b"")
+
+
+def compiled(rules: list[dict[str, Any]]) -> bytes:
+    """``compile_devices``, once for the same rules again and again, as a program that stays has them."""
+    global _last
+    known, program = _last
+    if not program or known != rules:
+        program = compile_devices(rules)
+        _last = [dict(rule) for rule in rules], program
+    return program
+
+
 def compile_devices(rules: list[dict[str, Any]]) -> bytes:
     """The program for OCI ``linux.resources.devices``, an array of ``struct bpf_insn`` (8 bytes each).
 

@@ -103,7 +103,8 @@ TABLE = {
 
 def encode(ops: Sequence[Op]) -> bytes:
     """The plan as init reads it. Raises PycontainError for what cannot be encoded (a NUL, a plan over 16 MiB)."""
-    body = bytearray()
+    body: list[bytes] = []
+    size = 16
     for op in ops:
         code, signature = TABLE[op[0]]
         if len(op) != len(signature) + 1:
@@ -112,30 +113,27 @@ def encode(ops: Sequence[Op]) -> bytes:
         for kind, value in zip(signature, op[1:]):
             if kind == "u":
                 parts.append((value & NO_FD).to_bytes(8, "little"))
-            elif kind == "s":
-                parts += _string(value, op[0])
-            elif kind == "b":
+                continue
+            if kind == "b":
                 parts += (len(value).to_bytes(4, "little"), value)
+                continue
+            if kind == "s":
+                value = (value,)
+            elif len(value) > MAX_ITEMS:
+                raise errors.PycontainError(f"cannot {op[0]}: found {len(value)} strings, wanted at most {MAX_ITEMS}")
             else:
-                if len(value) > MAX_ITEMS:
-                    raise errors.PycontainError(
-                        f"cannot {op[0]}: found {len(value)} strings, wanted at most {MAX_ITEMS}"
-                    )
                 parts.append(len(value).to_bytes(4, "little"))
-                for item in value:
-                    parts += _string(item, op[0])
+            for text in value:
+                data = text.encode("utf-8", "surrogateescape")
+                if 0 in data:
+                    raise errors.PycontainError(f"cannot {op[0]} {text!r}: found a NUL character")
+                parts += (len(data).to_bytes(4, "little"), data, b"\0")
         arguments = b"".join(parts)
-        body += code.to_bytes(4, "little") + len(arguments).to_bytes(4, "little") + arguments
-        if len(body) > MAX_BYTES - 16:
+        body += (code.to_bytes(4, "little"), len(arguments).to_bytes(4, "little"), arguments)
+        size += 8 + len(arguments)
+        if size > MAX_BYTES:
             raise errors.PycontainError(
                 f"the plan is too large: found more than {MAX_BYTES} bytes of arguments and environment"
             )
-    head = b"PCPL" + VERSION.to_bytes(4, "little") + len(ops).to_bytes(4, "little")
-    return head + (len(body) + 16).to_bytes(4, "little") + bytes(body)
-
-
-def _string(value: str, name: str) -> tuple[bytes, bytes, bytes]:
-    data = value.encode("utf-8", "surrogateescape")
-    if 0 in data:
-        raise errors.PycontainError(f"cannot {name} {value!r}: found a NUL character")
-    return len(data).to_bytes(4, "little"), data, b"\0"
+    head = b"PCPL" + VERSION.to_bytes(4, "little") + len(ops).to_bytes(4, "little") + size.to_bytes(4, "little")
+    return head + b"".join(body)

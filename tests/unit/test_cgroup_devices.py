@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pycontain.runtime.errors import SpecError
-from pycontain.runtime.kernel.device_filter import compile_devices
+from pycontain.runtime.kernel.device_filter import compile_devices, compiled
 
 KINDS = {"b": 1, "c": 2}
 ACCESS = {"m": 1, "r": 2, "w": 4}
@@ -88,6 +88,15 @@ def test_the_program_does_what_the_rules_say(rules: list[dict[str, Any]], kind: 
     program = compile_devices(rules)
     for access in ("r", "w", "m", "rw", "rm", "wm", "rwm"):
         assert execute(program, kind, major, minor, access) == meaning(rules, kind, major, minor, access)
+
+
+@given(st.lists(rules, min_size=1, max_size=4))
+def test_a_program_is_kept_for_the_same_rules_alone(several: list[list[dict[str, Any]]]) -> None:
+    for rules in several:
+        for _ in range(2):
+            assert compiled(rules) == compile_devices(rules)
+        rules.append({"allow": True, "access": "r"})  # whoever asked may change them
+        assert compiled(rules) == compile_devices(rules)
 
 
 def test_no_rules_allow_nothing() -> None:

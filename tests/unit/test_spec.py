@@ -152,3 +152,17 @@ def test_reads_are_bounded(tmp_path: Path) -> None:
         paths.read_bounded(str(tmp_path / "big"), 100)
     os.mkfifo(tmp_path / "fifo")
     assert paths.read_bounded(str(tmp_path / "fifo"), 100) == b""
+
+
+def test_what_was_right_once_is_right_again_and_nothing_else() -> None:
+    good = json.dumps(EXAMPLE).encode()
+    for _ in range(2):
+        assert spec.read(good, "config.json") == EXAMPLE
+    spec.read(good, "config.json")["process"]["args"] = []  # whoever got it may change it
+    assert spec.read(good, "config.json") == EXAMPLE
+    bad = json.dumps(changed("process.cwd", "relative")).encode()
+    for _ in range(2):
+        with pytest.raises(SpecError, match=r"^\$\.process\.cwd: found 'relative', wanted an absolute path$"):
+            spec.read(bad, "config.json")
+    for _ in range(2):  # null means absent, each time
+        assert spec.read(json.dumps(changed("hostname", None)).encode(), "config.json") == changed("hostname", KeyError)

@@ -296,6 +296,8 @@ def check(resources: dict[str, Any]) -> None:
         if (memory.get(field) or 0) >= 1 << 63:
             # The kernel would take the lower 64 bits: 2^64 bytes is a limit of nought.
             raise errors.SpecError(f"{RESOURCES}memory.{field}", f"{memory[field]} is more than 2^63-1")
+        if (memory.get(field) or 0) < -1:
+            raise errors.SpecError(f"{RESOURCES}memory.{field}", f"{memory[field]} is less than -1, no limit")
     limit, swap = memory.get("limit") or 0, memory.get("swap") or 0
     if 0 < swap < limit:
         raise errors.SpecError(

@@ -116,7 +116,7 @@ class Machine:
                 raise Unsupported(f"$.linux.namespaces[{i}].path: a machine's container joins no namespace of the host")
         for i, device in enumerate(linux.get("devices") or ()):
             raise Unsupported(
-                f"$.linux.devices[{i}]: {device['path']}: no device of the host is passed on to a machine"
+                f"$.linux.devices[{i}]: {device['path']!r}: no device of the host is passed on to a machine"
             )
         for name in linux.get("netDevices") or ():
             raise Unsupported(f"$.linux.netDevices[{name!r}]: no device of the host is passed on to a machine")

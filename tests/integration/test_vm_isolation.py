@@ -636,7 +636,7 @@ def rootfs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (
             (),
             {"devices": [{"path": "/dev/x", "type": "c", "major": 1, "minor": 3}]},
-            "$.linux.devices[0]: /dev/x: no device of the host is passed on to a machine",
+            "$.linux.devices[0]: '/dev/x': no device of the host is passed on to a machine",
         ),
     ],
 )

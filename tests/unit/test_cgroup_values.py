@@ -209,6 +209,10 @@ REFUSED_BY_BOTH = [
     ({"memory": {"limit": 1 << 64}}, "memory.limit: 18446744073709551616 is more than 2^63-1"),
     ({"memory": {"swap": 1 << 63}}, "memory.swap: 9223372036854775808 is more than 2^63-1"),
     ({"memory": {"reservation": 1 << 63}}, "memory.reservation: 9223372036854775808 is more than 2^63-1"),
+    ({"memory": {"limit": -2}}, "memory.limit: -2 is less than -1, no limit"),
+    ({"memory": {"limit": -(1 << 63), "checkBeforeUpdate": True}}, f"memory.limit: {-(1 << 63)} is less than -1, no limit"),
+    ({"memory": {"limit": 5, "swap": -3}}, "memory.swap: -3 is less than -1, no limit"),
+    ({"memory": {"reservation": -2}}, "memory.reservation: -2 is less than -1, no limit"),
     ({"cpu": {"shares": 1}}, "cpu.shares: 1 is not between 2 and 262144"),
     ({"cpu": {"shares": 262145}}, "cpu.shares: 262145 is not between 2 and 262144"),
 ]

@@ -63,7 +63,7 @@ def a_machine(**changes: Any) -> qemu.Machine:
         ({"linux__namespaces": [{"type": "mount"}, {"type": "network", "path": "/proc/1/ns/net"}]},
          "$.linux.namespaces[1].path: a machine's container joins no namespace of the host"),
         ({"linux__devices": [{"type": "c", "path": "/dev/fuse", "major": 10, "minor": 229}]},
-         "$.linux.devices[0]: /dev/fuse: no device of the host is passed on to a machine"),
+         "$.linux.devices[0]: '/dev/fuse': no device of the host is passed on to a machine"),
         ({"linux__netDevices": {"eth7": {}}},
          "$.linux.netDevices['eth7']: no device of the host is passed on to a machine"),
         ({"mounts": [{"destination": "/v", "source": "/srv/v", "options": ["bind", "copy-symlink"]}]},

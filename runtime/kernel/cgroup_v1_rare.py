@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pycontain.runtime.errors import SpecError, Unsupported
+from pycontain.runtime.jsontext import dump
 from pycontain.runtime.kernel.cgroup import RESOURCES
 from pycontain.runtime.kernel.cgroup_rare import device_weights, hugepages, rdma, throttles, weight
 from pycontain.runtime.kernel.files import read
@@ -46,7 +47,8 @@ def rare_settings(cgroup: CgroupV1, resources: dict[str, Any]) -> list[Setting]:
         controller = key.partition(".")[0]
         if controller in cgroup.by_controller:
             raise Unsupported(
-                f'{RESOURCES}unified["{key}"]: a file of cgroup v2, but this host has its {controller} controller on v1'
+                f"{RESOURCES}unified[{dump(key)}]: a file of cgroup v2, but this host has its {controller} controller "
+                "on v1"
             )
     if unified:
         beside["unified"] = unified

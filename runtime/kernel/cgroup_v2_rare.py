@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pycontain.runtime.errors import SpecError, Unsupported
+from pycontain.runtime.jsontext import dump
 from pycontain.runtime.kernel.cgroup import RESOURCES
 from pycontain.runtime.kernel.cgroup_rare import device_weights, hugepages, rdma, throttles, weight
 from pycontain.runtime.paths import exists
@@ -35,7 +36,7 @@ def rare_settings(cgroup: CgroupV2, resources: dict[str, Any]) -> list[Setting]:
             raise Unsupported(f"{RESOURCES}network.{field}: cgroup v2 has no such setting")
     settings += rdma(resources.get("rdma") or {}, lambda where: cgroup.file("rdma.max", where))
     for key, value in (resources.get("unified") or {}).items():
-        where = f'unified["{key}"]'
+        where = f"unified[{dump(key)}]"
         # Of our own directory and of no other, "..".
         if not key.isascii() or not key.isprintable() or "/" in key or " " in key or key.find(".") < 1:
             raise SpecError(f"{RESOURCES}{where}", "not the name of a cgroup file")

@@ -6,6 +6,7 @@ systemd.resource-control(5); a property is ``(name, (D-Bus signature, value))``.
 from __future__ import annotations
 
 from pycontain.runtime.errors import SpecError, Unsupported
+from pycontain.runtime.jsontext import dump
 from pycontain.runtime.kernel.cgroup import RESOURCES
 
 TYPE_CHECKING = False
@@ -140,7 +141,7 @@ def annotated(annotations: dict[str, str]) -> list[Property]:
     for key, text in annotations.items():
         if not key.startswith(ANNOTATION):
             continue
-        name, where = key[len(ANNOTATION) :], f'$.annotations["{key}"]'
+        name, where = key[len(ANNOTATION) :], f"$.annotations[{dump(key)}]"
         if len(name) < 3 or not name.isascii() or not name.isalpha():
             raise SpecError(where, f"found {name!r}, wanted the name of a property, which is letters alone")
         if name in _OURS:

@@ -239,6 +239,7 @@ def test_refused_by_both_before_anything_is_written(
         ({"cpu": {"realtimePeriod": 10}}, "cpu.realtimePeriod: cgroup v2 has no such setting"),
         ({"unified": {"../x.y": "1"}}, 'unified["../x.y"]: not the name of a cgroup file'),
         ({"unified": {"memory": "1"}}, 'unified["memory"]: not the name of a cgroup file'),
+        ({"unified": {"\udcff": "1"}}, 'unified["\\udcff"]: not the name of a cgroup file'),
         ({"unified": {"misc.max": "1"}}, 'unified["misc.max"]: this host has no misc controller'),
         (
             {"unified": {"memory.no": "1"}},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -139,7 +140,7 @@ def test_annotations_are_properties(name: str, text: str, wanted: Any) -> None:
     ("name", "text"),
     [
         # More than one, by whatever might separate them (CVE-2022-0811).
-        ("TimeoutStopUSec+PIDs", "uint64 1"), ("A.B.C", "1"), ("TimeoutStopUSec=1\nPIDs", "uint64 1"), ("ab", "1"), ("", "1"), ("ÄÖÜ", "1"),
+        ("TimeoutStopUSec+PIDs", "uint64 1"), ("A.B.C", "1"), ("TimeoutStopUSec=1\nPIDs", "uint64 1"), ("ab", "1"), ("", "1"), ("\udcff", "1"), ("ÄÖÜ", "1"),
         ("CollectMode", "'a', 'b'"), ("CollectMode", "'a' 'b'"), ("CollectMode", "'a'\n'b'"), ("CollectMode", "'a"), ("CollectMode", "a"),
         ("CollectMode", ""), ("TimeoutStopUSec", "uint64 -1"), ("TimeoutStopUSec", "uint64 18446744073709551616"), ("TimeoutStopUSec", "byte 256"),
         ("After", "['a', 1]"), ("After", "['a'"), ("After", "[]"), ("After", "['a' 'b']"), ("After", "@a{sv} {}"), ("TimeoutStopSec", "'x'"),
@@ -153,4 +154,5 @@ def test_annotations_are_properties(name: str, text: str, wanted: Any) -> None:
 def test_other_annotations_are_refused_by_their_path(name: str, text: str) -> None:
     with pytest.raises(PycontainError) as failure:
         annotated({f"org.systemd.property.{name}": text})
-    assert failure.value.message.startswith(f'$.annotations["org.systemd.property.{name}"]: ')
+    assert failure.value.message.startswith(f"$.annotations[{json.dumps('org.systemd.property.' + name)}]: ")
+    failure.value.message.encode()  # it can be printed

@@ -362,7 +362,6 @@ class TestLimits:
     @pytest.mark.parametrize(
         ("resources", "where", "value"),
         [
-            ({"memory": {"limit": -5}}, "memory.limit", "-5"),
             ({"cpu": {"quota": 100}}, "cpu.quota", "100"),
             ({"cpu": {"cpus": "4096"}}, "cpu.cpus", "4096"),
             ({"cpu": {"cpus": "zero"}}, "cpu.cpus", "zero"),
